@@ -1,0 +1,70 @@
+"""The interaction-aware LoRA linear as one operation: y = W x + b + scaling · sum_i softmax(R x)_i · B_i A x.
+
+`fused_lora(...)` is the whole interface: it checks its arguments, takes the kernel that CRAB_KERNEL or `kernel` asks
+for (auto, torch, cpp, cuda) and calls one operator registered with torch, so that autograd, autocast and
+torch.compile see a single node with a hand-written backward. Saved for backward: x, z = A x, g = softmax(R x),
+nothing of the output's size. Paper section 3.2. Official Crab computes A x once per head, keeps one output per head
+and draws one dropout mask per head; here one mask is shared by the heads.
+The formula is in reference.py, the torch version in torch_path.py, how to build and to measure in README.md.
+"""
+
+import torch
+
+from crab_mini.fused_lora.dispatch import KERNELS, choose
+from crab_mini.fused_lora.op import operator
+
+__all__ = ["KERNELS", "fused_lora"]
+
+
+def fused_lora(x, weight, bias, A, R, B, scaling, dropout=0.0, keep=None, kernel=None):
+    """Frozen linear layer plus the routed multi-head branch, in one operation.
+
+    x (..., in); weight (out, in) and bias (out) or None: the frozen layer; A (R, in): shared by the heads;
+    R (E, in): the router; B (E, R, out): head i's B_i transposed, so that all heads are one (E·R, out) matrix;
+    scaling = alpha / r; dropout: probability of zeroing an entry of x on its way to A (not to W, not to R), one mask
+    for all heads (official Crab draws one per head); keep (..., in) bool: that mask, given instead of drawn;
+    kernel: None for CRAB_KERNEL, or one of KERNELS. Under autocast everything is computed in the autocast dtype.
+    Returns y (..., out). Gradients go to x, bias, A, R, B and never to weight.
+    Raises ValueError or TypeError in one line for a shape, dtype or device that does not fit.
+    """
+    kind = x.device.type
+    if x.is_floating_point() and x.dtype != torch.float64 and torch.is_autocast_enabled(kind):
+        dtype = torch.get_autocast_dtype(kind)
+        x, weight, A, R, B = (t.to(dtype) for t in (x, weight, A, R, B))
+        bias = None if bias is None else bias.to(dtype)
+    _check(x, weight, bias, A, R, B, keep, dropout)
+    keep_scale = 1.0 if dropout == 0.0 else 1.0 / (1.0 - dropout)
+    rows = x.reshape(-1, x.shape[-1])                       # (N, in)
+    if keep is None and dropout > 0.0:
+        keep = torch.empty(rows.shape, dtype=torch.bool, device=x.device).bernoulli_(1.0 - dropout)
+    if keep is not None:
+        keep = keep.reshape(rows.shape)
+    y = operator(rows, weight, bias, A, R, B, float(scaling), keep, keep_scale, choose(kernel, rows, R, B))[0]
+    return y.view(*x.shape[:-1], len(weight))
+
+
+def _check(x, weight, bias, A, R, B, keep, dropout):
+    """One clear line for what does not fit; nothing for what does."""
+    if not x.is_floating_point():
+        raise TypeError(f"fused_lora: x must be floating point, found {x.dtype}")
+    if x.dim() == 0 or weight.dim() != 2 or x.shape[-1] != weight.shape[1]:
+        raise ValueError(f"fused_lora: x {tuple(x.shape)} does not fit weight {tuple(weight.shape)} (out, in)")
+    if B.dim() != 3:
+        raise ValueError(f"fused_lora: B must be (E, R, out), found {tuple(B.shape)}")
+    (out, width), (heads, rank, _) = weight.shape, B.shape
+    wanted = {"A": (A, (rank, width)), "R": (R, (heads, width)), "B": (B, (heads, rank, out)), "bias": (bias, (out,)),
+              "keep": (keep, x.shape), "weight": (weight, (out, width))}
+    for name, (tensor, shape) in wanted.items():
+        if tensor is None:
+            continue
+        if tensor.shape != shape:
+            raise ValueError(f"fused_lora: {name} must be {tuple(shape)}, found {tuple(tensor.shape)}")
+        if tensor.device != x.device:
+            raise ValueError(f"fused_lora: {name} is on {tensor.device}, x on {x.device}")
+        dtype = torch.bool if name == "keep" else x.dtype
+        if tensor.dtype != dtype:
+            raise TypeError(f"fused_lora: {name} must be {dtype}, found {tensor.dtype}")
+    if weight.requires_grad:
+        raise ValueError("fused_lora: weight is the frozen base and gets no gradient: call weight.requires_grad_(False)")
+    if not 0.0 <= dropout < 1.0:
+        raise ValueError(f"fused_lora: dropout must be in [0, 1), found {dropout}")
