@@ -121,15 +121,25 @@ def _avvp(entry: dict, place: str) -> None:
             if not spans or any(not int(a) < int(b) <= CLIP_SECONDS for a, b in spans):
                 raise DataError(place, "label_content", f"mislabelled: {_short(event)} needs a name and spans "
                                                         f"(start end) within 0..{CLIP_SECONDS}")
-    if "_event>" not in text:
+    if "_event>" not in text and "no audio event" not in text and "no visual event" not in text:
         raise DataError(place, "label_content", "mislabelled: no <visual_event> or <audio_event>")
+
+
+def events(task: str, entry: dict) -> list[tuple[str, int, int]]:
+    """(name, start, end) of every event in a label, in seconds; avvp's names begin with "see " or "hear "."""
+    if task == "ave":
+        return [(entry["event"], entry["start_time"], entry["end_time"])]
+    found = []
+    if task == "avvp":
+        for sense, inner in re.findall(r"<(visual|audio)_event>(.*?)</\1_event>", entry["label_content"], re.S):
+            name = ("see " if sense == "visual" else "hear ") + inner.split(",(")[0].strip()
+            found += [(name, int(start), int(end)) for start, end in SPAN.findall(inner)]
+    return found
 
 
 def last_second(task: str, entry: dict) -> int:
     """Where the last event of a label ends, in seconds; 0 for tasks without spans. The clip must be that long."""
-    if task == "avvp":
-        return max(int(end) for _, end in SPAN.findall(entry["label_content"]))
-    return entry["end_time"] if task == "ave" else 0
+    return max((end for _, _, end in events(task, entry)), default=0)
 
 
 def _arig(entry: dict, place: str) -> None:
@@ -151,13 +161,13 @@ _MEANING = {"ave": _ave, "avvp": _avvp, "arig": _arig, "s4": _masked, "ms3": _ma
 
 
 def box_of(task: str, entry: dict) -> tuple[float, float, float, float] | None:
-    """(x0, y0, x1, y1) in a 224 x 224 frame: from the two corner keys, or else the first two corners in the label."""
+    """(x0, y0, x1, y1) in a 224 x 224 frame: from the two corner keys, or else the last two corners in the label."""
     if task != "arig":
         return None
     corners = [entry.get("top_left"), entry.get("bottom_right")]
     if corners == [None, None]:
         number = r"\s*(-?\d+(?:\.\d+)?)\s*"
-        pairs = re.findall(rf"[(\[]{number},{number}[)\]]", entry["label_content"])[:2]
+        pairs = re.findall(rf"[(\[]{number},{number}[)\]]", entry["label_content"])[-2:]
         corners = [[float(x), float(y)] for x, y in pairs]
     right = all(isinstance(c, list) and len(c) == 2 and all(_is_number(v) for v in c) for c in corners)
     return tuple(float(v) for corner in corners for v in corner) if right and len(corners) == 2 else None

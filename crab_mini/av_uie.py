@@ -88,25 +88,23 @@ def read_annotations(root: str | Path, split: str, tasks: list[str] | None = Non
     problems: a list that receives what is wrong while the good rows are returned; without it the first is raised.
     A task whose JSON holds no sample is always an error.
     """
-    root, rows = Path(root), []
+    rows = []
     for task in tasks_in(root, split, tasks)[0]:
         found = [] if problems is None else problems
-        try:
-            rows += _read_task(root, task, split, found)
-        except DataError as error:
-            found.append(error)
+        rows += read_task(Path(root), task, split, found)[0]
         if problems is None and found:
             raise found[0]
     return rows
 
 
-def _read_task(root: Path, task: str, split: str, problems: list[DataError]) -> list[Row]:
+def read_task(root: Path, task: str, split: str, problems: list[DataError]) -> tuple[list[Row], int]:
+    """(the good rows of one task and split, how many samples the file holds); what is wrong goes to `problems`."""
     path = root / task / f"{split}.json"
-    entries = _read_json(inside(path, root, path, "file"), path)
-    if not isinstance(entries, list):
-        raise DataError(path, "file", f"expected a list of samples, found {type(entries).__name__}")
-    if not entries:
-        raise DataError(path, "file", "empty: no samples")
+    try:
+        entries = _read_json(inside(path, root, path, "file"), path)
+    except DataError as error:
+        problems.append(error)
+        return [], 0
     rows, seen = [], {}
     for index, entry in enumerate(entries):
         place = f"{path}[{index}]"
@@ -119,18 +117,27 @@ def _read_task(root: Path, task: str, split: str, problems: list[DataError]) -> 
             rows.append(_resolve(root, task, split, index, entry, place))
         except DataError as error:
             problems.append(error)
-    return rows
+    return rows, len(entries)
 
 
-def _read_json(path: Path, shown: Path):
+def _read_json(path: Path, shown: Path) -> list:
     try:
-        return json.loads(path.read_bytes().decode("utf-8-sig"))
+        if not path.is_file():
+            raise DataError(shown, "file", "missing, or not a regular file")
+        entries = json.loads(path.read_bytes().decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise DataError(shown, "file", f"not UTF-8: byte {error.start}") from error
+    except DataError:
+        raise
     except (ValueError, RecursionError) as error:
         raise DataError(shown, "file", f"no valid JSON (cut off?): {error}") from error
     except OSError as error:
         raise DataError(shown, "file", f"cannot be opened: {error.strerror}") from error
+    if not isinstance(entries, list):
+        raise DataError(shown, "file", f"expected a list of samples, found {type(entries).__name__}")
+    if not entries:
+        raise DataError(shown, "file", "empty: no samples")
+    return entries
 
 
 def inside(path: Path, root: Path, file: str | Path, field: str) -> Path:
@@ -197,7 +204,7 @@ def media_files(row: Row) -> list[Path]:
     if row.video is not None:
         pictures = open_clip(row.video, "video_path", row.root).files if row.video.is_dir() else [row.video]
     else:
-        pictures = list(_siblings(row).values())
+        pictures = list(siblings(row).values())
     return pictures + ([row.audio] if row.audio else [])
 
 
@@ -234,7 +241,7 @@ def _decode_video(row: Row, size: int) -> Sample:
     return Sample(row.task, row.uid, clip.frames(seconds, size), audio, seconds, row.fields)
 
 
-def _siblings(row: Row) -> dict[int, Path]:
+def siblings(row: Row) -> dict[int, Path]:
     """second -> picture of the clip, for the tasks that see several frames; only those that are there."""
     if FRAMES[row.task] == 1:
         return {_own_second(row): row.image}
@@ -256,7 +263,7 @@ def _decode_picture(row: Row, size: int) -> Sample:
     """The frame in question, its siblings, a second of sound for each, and the target frame's mask or box."""
     waveform = read_audio(row.audio, "audio_path")                                   # (S,)
     heard = len(waveform) / RATE
-    files, own = _siblings(row), _own_second(row)
+    files, own = siblings(row), _own_second(row)
     if row.task == "arig" and own + SHORTEST > heard:       # one second, or a picture whose name is no second
         files = {0: row.image}
         own, starts = 0, {0: max(0.0, (heard - 1) / 2)}
@@ -268,11 +275,12 @@ def _decode_picture(row: Row, size: int) -> Sample:
     seconds = sorted(files)
     frames = torch.stack([read_image(files[second], size, "image_path") for second in seconds])     # (T, 3, H, W)
     audio = pieces(waveform, [starts[second] for second in seconds])      # (T, 16000)
-    masks, visible = _masks(row, size)
+    masks, visible = read_masks(row, size)
     return Sample(row.task, row.uid, frames, audio, seconds, row.fields, seconds.index(own), masks, visible, row.box)
 
 
-def _masks(row: Row, size: int) -> tuple[Tensor | None, Tensor | None]:
+def read_masks(row: Row, size: int) -> tuple[Tensor | None, Tensor | None]:
+    """The row's mask (1, H, W) bool or class map (H, W), and the map of everything visible; None where there is none."""
     if row.mask is None:
         return None, None
     shape = picture_size(row.image, "image_path")
