@@ -1,9 +1,11 @@
 """The fused LoRA operation against the formula: values, gradients, dtypes, dropout, autocast, bad input."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
-from crab_mini.fused_lora import fused_lora
+from crab_mini.fused_lora import bench, build, dispatch, fused_lora, op
 from crab_mini.fused_lora.reference import fused, loop
 
 SHAPES = [(1, 20, 28, 3, 3), (37, 70, 45, 3, 2), (64, 64, 96, 8, 3), (300, 33, 17, 5, 4), (9, 16, 16, 1, 1)]
@@ -105,3 +107,97 @@ def test_other_bad_arguments():
         fused_lora(args[0].long(), *args[1:], 1.0)
     with pytest.raises(ValueError, match="dropout"):
         fused_lora(*args, 1.0, dropout=1.0)
+
+
+def test_autocast_computes_in_bfloat16_and_keeps_parameters_gradients_wide():
+    args = [t.detach().requires_grad_(t.requires_grad) for t in inputs(40, 64, 48, 8, 3, torch.float32)]
+    with torch.autocast("cpu", torch.bfloat16):
+        y = fused_lora(*args, 2.0, kernel="torch")
+    y.backward(torch.ones_like(y))
+    assert y.dtype == torch.bfloat16 and all(args[i].grad.dtype == torch.float32 for i in (0, 2, 3, 4, 5))
+    want = loop(*args, 2.0)
+    assert (y - want).abs().max() <= 0.03 * want.abs().max()
+
+
+def test_saved_for_backward_is_x_z_and_g_alone():
+    args = inputs(512, 64, 256, 8, 3, torch.float32)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        fused_lora(*args, 2.0, kernel="torch")
+    given = {t.data_ptr() for t in args}
+    extra = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in kept if t.data_ptr() not in given}
+    assert sum(extra.values()) <= 512 * 4 * (8 + 3 + 3)     # z with the logits beside it, and g
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_compiled_equals_eager(dropout):
+    args = inputs(12, 10, 9, 3, 2, torch.float32)
+    keep = torch.rand(12, 10) > 0.5 if dropout else None
+
+    def step(*a):
+        return (fused_lora(*a, 2.0, dropout, keep, "torch") * 3).square().sum()
+
+    want = torch.autograd.grad(step(*args), [a for a in args if a.requires_grad])
+    compiled = torch.compile(step, backend="aot_eager", fullgraph=True)
+    got = torch.autograd.grad(compiled(*args), [a for a in args if a.requires_grad])
+    assert all(torch.allclose(a, b, rtol=1e-5, atol=1e-5) for a, b in zip(got, want))
+
+
+def test_the_operator_is_registered_faithfully():
+    args = inputs(4, 6, 5, 2, 3)
+    torch.library.opcheck(op.operator, (*args, 2.0, None, 1.0, "torch"))
+
+
+def test_auto_never_compiles_and_says_once_what_runs(monkeypatch, capsys):
+    monkeypatch.setattr(dispatch, "_said", set())
+    monkeypatch.setattr(build, "folder", lambda name: Path("/nowhere"))
+    build.load.cache_clear()
+    monkeypatch.setattr(build, "compile_kernel", lambda name: pytest.fail("auto compiled"))
+    monkeypatch.delenv("CRAB_KERNEL", raising=False)
+    args = [t.detach() for t in inputs(4, 6, 5, 2, 3, torch.float32)]
+    y = fused_lora(*args, 1.0)
+    fused_lora(*args, 1.0)
+    build.load.cache_clear()
+    assert torch.equal(y, fused_lora(*args, 1.0, kernel="torch"))
+    said = capsys.readouterr().err.splitlines()
+    assert said == ["fused_lora: torch for torch.float32 on cpu, as the cpp kernel is not built "
+                    "(python -m crab_mini.fused_lora build)"]
+
+
+def test_a_failed_build_falls_back_with_the_reason(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(dispatch, "_said", set())
+    monkeypatch.setattr(build, "folder", lambda name: tmp_path)
+    monkeypatch.setattr(build, "compile_kernel", lambda name: "g++: not found\nand a long story")
+    monkeypatch.setenv("CRAB_KERNEL", "cpp")
+    build.load.cache_clear()
+    args = [t.detach() for t in inputs(4, 6, 5, 2, 3, torch.float32)]
+    y = fused_lora(*args, 1.0)
+    build.load.cache_clear()
+    assert torch.equal(y, fused_lora(*args, 1.0, kernel="torch"))
+    said = capsys.readouterr().err
+    assert "torch for torch.float32" in said and "g++: not found" in said and said.count("\n") == 1
+
+
+def test_a_kernel_that_does_not_fit_says_why(monkeypatch, capsys):
+    monkeypatch.setattr(dispatch, "_said", set())
+    args = [t.detach() for t in inputs(4, 6, 5, 2, 3, torch.float32)]
+    assert torch.equal(fused_lora(*args, 1.0, kernel="cuda"), fused_lora(*args, 1.0, kernel="torch"))
+    assert "the cuda kernel does not run on cpu" in capsys.readouterr().err
+    half = [t.half() for t in args]
+    fused_lora(*half, 1.0, kernel="cpp")
+    assert "the cpp kernel does not know torch.float16" in capsys.readouterr().err
+    wide = torch.empty(1, device="meta", dtype=torch.bfloat16)
+    assert dispatch.refusal("cpp", wide, args[5]) == "the cpp kernel does not run on meta"
+
+
+def test_benchmark_floors_are_the_operation_counts():
+    assert round(bench.flop_floor(256, 256), 3) == 1.205 and round(bench.flop_floor(1024, 1024), 3) == 1.051
+
+
+def test_benchmark_counts_what_autograd_saves(monkeypatch):
+    monkeypatch.setattr(bench, "ROWS", 64)
+    tensors = bench.make(32, 32, "cpu", torch.float32)
+    steps = {name: step for name, step in bench.candidates(tensors).items() if "cpp" not in name}
+    kept = {name: bench.saved(step, tensors) for name, step in steps.items()}
+    assert kept["frozen linear"] == 0
+    assert kept["official's loop"] >= 3 * 64 * 32 * 4 > 64 * (8 + 3 + 3) * 4 >= kept["fused torch"] > 0

@@ -10,8 +10,8 @@ The formula is in reference.py, the torch version in torch_path.py, how to build
 
 import torch
 
-from crab_mini.fused_lora.dispatch import KERNELS, choose
-from crab_mini.fused_lora.op import operator
+from crab_mini.fused_lora.dispatch import KERNELS
+from crab_mini.fused_lora.op import apply
 
 __all__ = ["KERNELS", "fused_lora"]
 
@@ -27,30 +27,32 @@ def fused_lora(x, weight, bias, A, R, B, scaling, dropout=0.0, keep=None, kernel
     Returns y (..., out). Gradients go to x, bias, A, R, B and never to weight.
     Raises ValueError or TypeError in one line for a shape, dtype or device that does not fit.
     """
-    kind = x.device.type
-    if x.is_floating_point() and x.dtype != torch.float64 and torch.is_autocast_enabled(kind):
-        dtype = torch.get_autocast_dtype(kind)
-        x, weight, A, R, B = (t.to(dtype) for t in (x, weight, A, R, B))
-        bias = None if bias is None else bias.to(dtype)
-    _check(x, weight, bias, A, R, B, keep, dropout)
-    keep_scale = 1.0 if dropout == 0.0 else 1.0 / (1.0 - dropout)
+    kind, dtype = x.device.type, x.dtype
+    autocast = x.is_floating_point() and dtype != torch.float64 and torch.is_autocast_enabled(kind)
+    _check(x, weight, bias, A, R, B, keep, dropout, None if autocast else dtype)
     rows = x.reshape(-1, x.shape[-1])                       # (N, in)
-    if keep is None and dropout > 0.0:
-        keep = torch.empty(rows.shape, dtype=torch.bool, device=x.device).bernoulli_(1.0 - dropout)
+    if autocast:
+        rows = rows.to(torch.get_autocast_dtype(kind))      # the parameters are cast inside the operator
     if keep is not None:
-        keep = keep.reshape(rows.shape)
-    y = operator(rows, weight, bias, A, R, B, float(scaling), keep, keep_scale, choose(kernel, rows, R, B))[0]
+        keep = keep.reshape(rows.shape).contiguous()
+    elif dropout > 0.0:
+        keep = torch.empty(rows.shape, dtype=torch.bool, device=x.device).bernoulli_(1.0 - dropout)
+    y = apply(rows.contiguous(), weight, bias, A, R, B, float(scaling), keep, 1.0 / (1.0 - dropout), kernel or "")
     return y.view(*x.shape[:-1], len(weight))
 
 
-def _check(x, weight, bias, A, R, B, keep, dropout):
-    """One clear line for what does not fit; nothing for what does."""
+def _check(x, weight, bias, A, R, B, keep, dropout, dtype):
+    """One clear line for what does not fit; nothing for what does. dtype: what the parameters must have, or None."""
     if not x.is_floating_point():
         raise TypeError(f"fused_lora: x must be floating point, found {x.dtype}")
+    if not 0.0 <= dropout < 1.0:
+        raise ValueError(f"fused_lora: dropout must be in [0, 1), found {dropout}")
     if x.dim() == 0 or weight.dim() != 2 or x.shape[-1] != weight.shape[1]:
         raise ValueError(f"fused_lora: x {tuple(x.shape)} does not fit weight {tuple(weight.shape)} (out, in)")
     if B.dim() != 3:
         raise ValueError(f"fused_lora: B must be (E, R, out), found {tuple(B.shape)}")
+    if weight.requires_grad:
+        raise ValueError("fused_lora: weight is the frozen base and gets no gradient: call weight.requires_grad_(False)")
     (out, width), (heads, rank, _) = weight.shape, B.shape
     wanted = {"A": (A, (rank, width)), "R": (R, (heads, width)), "B": (B, (heads, rank, out)), "bias": (bias, (out,)),
               "keep": (keep, x.shape), "weight": (weight, (out, width))}
@@ -61,10 +63,6 @@ def _check(x, weight, bias, A, R, B, keep, dropout):
             raise ValueError(f"fused_lora: {name} must be {tuple(shape)}, found {tuple(tensor.shape)}")
         if tensor.device != x.device:
             raise ValueError(f"fused_lora: {name} is on {tensor.device}, x on {x.device}")
-        dtype = torch.bool if name == "keep" else x.dtype
-        if tensor.dtype != dtype:
-            raise TypeError(f"fused_lora: {name} must be {dtype}, found {tensor.dtype}")
-    if weight.requires_grad:
-        raise ValueError("fused_lora: weight is the frozen base and gets no gradient: call weight.requires_grad_(False)")
-    if not 0.0 <= dropout < 1.0:
-        raise ValueError(f"fused_lora: dropout must be in [0, 1), found {dropout}")
+        expected = torch.bool if name == "keep" else dtype or tensor.dtype
+        if tensor.dtype != expected:
+            raise TypeError(f"fused_lora: {name} must be {expected}, found {tensor.dtype}")

@@ -1,16 +1,57 @@
-"""Which kernel runs: CRAB_KERNEL or an explicit name, and what `auto` takes for a tensor's device, dtype and shape."""
+"""Which kernel runs: CRAB_KERNEL or an explicit name, and what `auto` takes for a tensor's device, dtype and shape.
+
+`auto` never compiles anything: it takes a compiled kernel that is there already (`python -m crab_mini.fused_lora
+build`), else torch. Asking for `cpp` or `cuda` builds it on first use; where that fails or does not fit the tensor,
+torch runs instead, and one line on stderr says why.
+"""
 
 import os
+import sys
+
+import torch
+
+from crab_mini.fused_lora import build, torch_path
 
 KERNELS = ("auto", "torch", "cpp", "cuda")
+MOST_COLUMNS = 128              # heads · rank that the CUDA kernels hold in registers; kernels.cuh says the same
+_DTYPES = {"cpp": (torch.float32, torch.bfloat16, torch.float64), "cuda": (torch.float32, torch.bfloat16)}
+_said = set()
 
 
-def choose(kernel, x, R, B):
-    """The kernel's name for these rows: "torch", "cpp" or "cuda".
+def pick(kernel, x, B):
+    """What runs `forward` and `backward` for rows x (N, in) and heads B (E, R, out): a module with these two.
 
-    kernel: one of KERNELS or None (then CRAB_KERNEL, default auto); x (N, in). Raises ValueError for another name.
+    kernel: one of KERNELS, or "" for CRAB_KERNEL (default auto). Raises ValueError for another name.
     """
-    kernel = kernel or os.environ.get("CRAB_KERNEL", "auto")
-    if kernel not in KERNELS:
-        raise ValueError(f"CRAB_KERNEL: expected one of {', '.join(KERNELS)}, found {kernel!r}")
-    return "torch"
+    asked = kernel or os.environ.get("CRAB_KERNEL") or "auto"
+    if asked not in KERNELS:
+        raise ValueError(f"CRAB_KERNEL: expected one of {', '.join(KERNELS)}, found {asked!r}")
+    if asked == "torch" or x.shape[0] == 0:
+        return torch_path
+    name = asked if asked != "auto" else x.device.type.replace("cpu", "cpp")
+    reason = refusal(name, x, B)
+    compiled, missing = build.load(name, compile_it=asked != "auto") if reason is None else (None, reason)
+    _say_once(f"fused_lora: {name if compiled else 'torch'} for {x.dtype} on {x.device.type}"
+              f"{'' if compiled else f', as {missing}'}")
+    return compiled or torch_path
+
+
+def refusal(name, x, B):
+    """Why the compiled kernel `name` cannot serve x (N, in) and B (E, R, out), in a few words; None when it can."""
+    device = {"cpp": "cpu", "cuda": "cuda"}.get(name)
+    if device is None:
+        return f"there is no kernel for {name}"
+    if x.device.type != device:
+        return f"the {name} kernel does not run on {x.device.type}"
+    if x.dtype not in _DTYPES[name]:
+        return f"the {name} kernel does not know {x.dtype}"
+    if name == "cuda" and B.shape[0] * B.shape[1] > MOST_COLUMNS:
+        return f"heads x rank = {B.shape[0] * B.shape[1]} exceeds the {MOST_COLUMNS} that fit in registers"
+    return None
+
+
+def _say_once(line):
+    """Prints a line the first time that it comes up."""
+    if line not in _said:
+        _said.add(line)
+        print(line, file=sys.stderr)

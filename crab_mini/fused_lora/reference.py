@@ -18,7 +18,7 @@ def loop(x, weight, bias, A, R, B, scaling):
     g = softmax(F.linear(x, R))                             # (N, E): the router sees the raw x
     y = F.linear(x, weight, bias)                           # (N, out)
     for i in range(len(B)):
-        y = y + scaling * g[:, i:i + 1] * F.linear(F.linear(x, A), B[i].t())
+        y = y + g[:, i:i + 1] * F.linear(F.linear(x, A), B[i].t()) * scaling
     return y
 
 
