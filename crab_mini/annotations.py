@@ -68,7 +68,8 @@ def _is_types(value) -> bool:
 _KINDS = {
     "text": (_is_text, "non-empty text"),
     "text or null": (lambda v: v is None or v == "" or _is_text(v), "a path, or null for the video's soundtrack"),
-    "text or list": (lambda v: _is_text(v) or isinstance(v, list) and all(map(_is_text, v)), "text or a list of texts"),
+    "text or list": (lambda v: _is_text(v) or isinstance(v, list) and v != [] and all(map(_is_text, v)),
+                     "text or a list of texts"),
     "id": (lambda v: _is_text(v) or _is_whole(v), "text or a whole number"),
     "number": (lambda v: _is_whole(v) and v >= 0 or isinstance(v, str) and re.fullmatch("[0-9]{1,9}", v) is not None,
                "a whole number"),

@@ -28,6 +28,7 @@ tuba ukulele utv vacuum-cleaner violin wolf woman""".split())
 
 MAX_PIXELS = 64_000_000     # a 64-megapixel photograph still passes; a picture bomb does not
 MAX_SECONDS = 1800.0        # of one recording
+MAX_RATE = 384_000          # samples a second
 SILENCE = 1e-4              # peak below which a whole recording counts as silent: 3 steps of 16 bits
 
 
@@ -201,7 +202,7 @@ def read_audio(path: str | Path, field: str = "audio") -> Tensor:
     path = Path(path)
     must_be_whole(path, field, SOUNDS)
     with decoding(path, field, "audio"), soundfile.SoundFile(path) as file:
-        if not 1000 <= file.samplerate <= 400000 or file.channels > 64:
+        if not 1000 <= file.samplerate <= MAX_RATE or file.channels > 64:
             raise DataError(path, field, f"{file.samplerate} Hz, {file.channels} channels: not a recording")
         if file.frames > MAX_SECONDS * file.samplerate:
             raise DataError(path, field, f"longer than {MAX_SECONDS:.0f} s")

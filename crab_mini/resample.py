@@ -17,20 +17,23 @@ STOP_DB = 80.0          # design attenuation; the tests ask for 60
 ROLLOFF = 0.95          # centre of the transition band, as a share of the lower rate's Nyquist frequency
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=4)
 def phases(old: int, new: int) -> tuple[Tensor, list[int]]:
     """Filter taps (L, K) of the L phases and the input index of each phase's first tap, for one output period."""
     lower = min(old, new)
     transition = (1 - ROLLOFF) * lower / old                # full width, as a share of the input rate
     half = int((STOP_DB - 8) / (2.285 * 2 * pi * transition) / 2) + 1      # Kaiser's estimate of the length
     beta = 0.1102 * (STOP_DB - 8.7)                         # Kaiser's shape for that attenuation
-    position = torch.arange(new, dtype=torch.float64) * old / new          # (L) in input samples
-    first = torch.div(torch.arange(new) * old, new, rounding_mode="floor") - half + 1      # (L)
-    offset = first[:, None] + torch.arange(2 * half) - position[:, None]   # (L, K) tap minus output, in input samples
     cutoff = ROLLOFF * lower / old                          # 1 = the input's Nyquist frequency
-    window = torch.i0(beta * (1 - (offset / half) ** 2).clamp(min=0).sqrt())
-    taps = torch.sinc(cutoff * offset) * window
-    return (taps / taps.sum(1, keepdim=True)).float(), first.tolist()      # unit gain at 0 Hz in every phase
+    first = torch.div(torch.arange(new) * old, new, rounding_mode="floor") - half + 1      # (L)
+    rows = []
+    for part in torch.arange(new).split(1024):              # an odd rate has thousands of phases
+        position = part.double() * old / new                # of these outputs, in input samples
+        offset = first[part][:, None] + torch.arange(2 * half) - position[:, None]         # (L', K) tap minus output
+        window = torch.i0(beta * (1 - (offset / half) ** 2).clamp(min=0).sqrt())
+        taps = torch.sinc(cutoff * offset) * window
+        rows.append((taps / taps.sum(1, keepdim=True)).float())             # unit gain at 0 Hz in every phase
+    return torch.cat(rows), first.tolist()
 
 
 def resample(waveform: Tensor, rate: int, target: int = RATE) -> Tensor:
