@@ -1,0 +1,114 @@
+"""Pre-training the two encoders on what the world gives for free; the heads are thrown away afterwards.
+
+ViT: every patch says how much of each category it shows, and which of its pixels belong to anything; the earlier mask
+layer says the pixels too. BEATs: the first part of the steps is its own masked prediction of discrete acoustic labels
+(BEATs, section 3.2), the rest adds what is heard in the second and what is loudest.
+"""
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..acoustic_tokenizer import AcousticTokenizer, masked_prediction_loss
+from ..model import Crab
+from ..world.clips import Clips
+
+MASKED_SHARE = 0.15         # of the audio stage's steps
+
+
+class Draw:
+    """Batches of single seconds of random clips: `at(step)` -> (clip (n,), second (n,)) index tensors and the data."""
+
+    def __init__(self, clips: Clips, batch: int, seed: int, rank: int = 0, world: int = 1):
+        self.clips, self.batch, self.seed, self.rank, self.world = clips, batch, seed, rank, world
+
+    def index(self, step: int) -> tuple[Tensor, Tensor]:
+        """Which seconds of which clips this process takes."""
+        rng = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
+        clip = torch.randint(len(self.clips), (self.batch,), generator=rng)
+        second = torch.randint(self.clips.frames.shape[1], (self.batch,), generator=rng)
+        return clip[self.rank::self.world], second[self.rank::self.world]
+
+    def ids(self, step: int) -> list[str]:
+        """Which samples a step uses, for messages."""
+        return [f"{self.clips.vids[c]} second {t}" for c, t in zip(*map(Tensor.tolist, self.index(step)))]
+
+
+class Pictures(Draw):
+    """at(step) -> frames (n,3,H,W) uint8, labels (n,H,W) int64."""
+
+    def at(self, step: int) -> tuple[Tensor, Tensor]:
+        clip, second = self.index(step)
+        return self.clips.frames[clip, second], self.clips.labels[clip, second].long()
+
+
+class Sounds(Draw):
+    """at(step) -> mels (n,F,128), heard (n,C) float, loudest (n,) int64, masked () bool: whether to only predict labels."""
+
+    def __init__(self, clips: Clips, batch: int, seed: int, steps: int, rank: int = 0, world: int = 1):
+        super().__init__(clips, batch, seed, rank, world)
+        heard, loudest = zip(*(clips.present(i) for i in range(len(clips))))
+        self.heard, self.loudest = torch.tensor(heard).float(), torch.tensor(loudest)        # (N,T,C), (N,T)
+        self.masked_steps = int(MASKED_SHARE * steps)
+
+    def at(self, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        at = self.index(step)
+        return (self.clips.mels[at].float(), self.heard[at], self.loudest[at],
+                torch.tensor(step < self.masked_steps))
+
+
+class SeeStage(nn.Module):
+    """The ViT with a head on each layer that the mask decoder reads."""
+
+    def __init__(self, crab: Crab, categories: int):
+        super().__init__()
+        cfg = crab.cfg.vision
+        self.crab, self.patch = crab, cfg.patch
+        crab.requires_grad_(False)
+        crab.vision.requires_grad_(True)
+        self.solid = nn.ModuleList(nn.Linear(cfg.width, cfg.patch ** 2) for _ in cfg.mask_layers)
+        self.shares = nn.ModuleList(nn.Linear(cfg.width, categories + 1) for _ in cfg.mask_layers)
+
+    def losses(self, batch: tuple[Tensor, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
+        """{part: (sum, count)}: cross-entropy of a patch's shares, binary cross-entropy of its pixels."""
+        frames, labels = batch
+        crab = self.crab
+        states = crab.vision.hidden_states((frames.float() / 255 - crab.pixel_mean) / crab.pixel_std)
+        tiles = labels.unfold(1, self.patch, self.patch).unfold(2, self.patch, self.patch).flatten(3).flatten(1, 2)
+        share = F.one_hot(tiles, self.shares[0].out_features).float().mean(2)                # (n,P,1+C)
+        solid = (tiles > 0).float()                                                          # (n,P,patch*patch)
+        parts = {"share": 0.0, "solid": 0.0}
+        for layer, by_share, by_pixel in zip(crab.cfg.vision.mask_layers, self.shares, self.solid):
+            patches = states[layer][:, 1:]
+            logits = by_share(patches).float()
+            parts["share"] = parts["share"] + F.cross_entropy(logits.flatten(0, 1), share.flatten(0, 1), reduction="sum")
+            parts["solid"] = parts["solid"] + F.binary_cross_entropy_with_logits(
+                by_pixel(patches).float(), solid, reduction="sum")
+        return {"share": (parts["share"], torch.tensor(share.shape[0] * share.shape[1])),
+                "solid": (parts["solid"], torch.tensor(solid.numel()))}
+
+
+class HearStage(nn.Module):
+    """BEATs with its label head and a head on the mean of a second's features."""
+
+    def __init__(self, crab: Crab, categories: int):
+        super().__init__()
+        self.crab = crab
+        crab.requires_grad_(False)
+        crab.audio.requires_grad_(True)
+        self.labels = AcousticTokenizer(crab.cfg.audio)
+        self.label_head = nn.Linear(crab.cfg.audio.width, self.labels.codes)
+        self.heard = nn.Linear(crab.cfg.audio.width, categories)
+        self.loudest = nn.Linear(crab.cfg.audio.width, categories + 1)
+
+    def losses(self, batch: tuple[Tensor, Tensor, Tensor, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
+        """{part: (sum, count)}."""
+        mels, heard, loudest, masked = batch
+        if masked:
+            return {"masked": masked_prediction_loss(self.crab.audio, self.label_head, self.labels, mels)}
+        features = self.crab.audio(mels)[0].mean(1)                                          # (n,Da)
+        return {"heard": (F.binary_cross_entropy_with_logits(self.heard(features).float(), heard, reduction="sum"),
+                          torch.tensor(len(heard))),
+                "loudest": (F.cross_entropy(self.loudest(features).float(), loudest, reduction="sum"),
+                            torch.tensor(len(heard)))}

@@ -1,0 +1,137 @@
+"""Aligning the interfaces with the frozen LLM: say what the script says, mask what is named, then the whole way.
+
+Each stage trains on the rendered clips of the miniature, with the encoders' features computed once. The LLM stays as
+its pre-training left it; what changes is how pictures, sounds and masks are put into its words.
+"""
+
+import numpy as np
+import torch
+import torch.nn as nn
+from torch import Tensor
+
+from ..batch import Batch, Item
+from ..model import Crab, mask_losses
+from ..tokenizer import Tokenizer
+from ..world.clips import Clips
+from ..world.script import script
+from .encoders import Draw
+from .rows import WEIGHTS
+from .text import Script, meant, pose, seconds_of, text_of
+
+
+class ClipFeatures:
+    """The frozen features and the scripts of all clips. visual (N,T,K,P,Dv), audio (N,T,P,Da), float16."""
+
+    def __init__(self, clips: Clips, crab: Crab, encode_frames, encode_mels):
+        self.clips = clips
+        count, seconds = clips.frames.shape[:2]
+        self.visual = encode_frames(clips.frames.flatten(0, 1)).unflatten(0, (count, seconds))
+        self.audio = encode_mels(clips.mels.flatten(0, 1)).unflatten(0, (count, seconds))
+        scripts = [script(view, list(clips.categories)) for view in clips.views]
+        self.visual_script = torch.from_numpy(np.stack([s[0] for s in scripts])).half()     # (N,T,Q,words)
+        self.audio_script = torch.from_numpy(np.stack([s[1] for s in scripts])).half()
+        kept = crab.cfg.vision.kept
+        self.llm_layer = kept.index(crab.cfg.vision.llm_layer)
+        self.mask_layers = [kept.index(k) for k in crab.cfg.vision.mask_layers]
+
+
+class Words(Draw):
+    """at(step) -> features and scripts of single seconds: visual (n,P,Dv), audio (n,P,Da) and their scripts."""
+
+    def __init__(self, features: ClipFeatures, batch: int, seed: int, rank: int = 0, world: int = 1):
+        super().__init__(features.clips, batch, seed, rank, world)
+        self.features = features
+
+    def at(self, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        at, f = self.index(step), self.features
+        return (f.visual[at][:, f.llm_layer].float(), f.audio[at].float(),
+                f.visual_script[at].float(), f.audio_script[at].float())
+
+
+class SpeakStage(nn.Module):
+    """The Q-Formers' tokens become the embeddings of the script's words."""
+
+    def __init__(self, crab: Crab, script_words: Script):
+        super().__init__()
+        self.crab, self.script = crab, script_words.requires_grad_(False)
+        crab.requires_grad_(False)
+        crab.visual_qformer.requires_grad_(True)
+        crab.audio_qformer.requires_grad_(True)
+
+    def losses(self, batch: tuple[Tensor, Tensor, Tensor, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
+        """{part: (sum, count)}: squared error relative to the spread of the words' embeddings."""
+        visual, audio, visual_script, audio_script = batch
+        grid, bins = self.crab.cfg.vision.grid, 128 // self.crab.cfg.audio.patch
+        said = (self.crab.visual_qformer(visual, grid, grid),
+                self.crab.audio_qformer(audio, audio.shape[1] // bins, bins))
+        parts = {}
+        for name, tokens, wanted in zip(("seen", "heard"), said, self.script.tokens(visual_script, audio_script)):
+            wanted = wanted.float()
+            spread = (wanted - wanted.mean((0, 1))).square().mean()
+            parts[name] = ((tokens.float() - wanted).square().sum() / spread, torch.tensor(wanted.numel()))
+        return parts
+
+
+class ClipRows:
+    """draw(rng, count): rows of the clips' scenes, with features (or the script, if `scripted`) behind them."""
+
+    def __init__(self, cfg, tokenizer: Tokenizer, features: ClipFeatures, reasoning: bool = True, weights=WEIGHTS,
+                 scripted: bool = False):
+        self.cfg, self.tokenizer, self.features = cfg, tokenizer, features
+        self.reasoning, self.weights, self.scripted = reasoning, weights, scripted
+
+    def __call__(self, rng, count: int) -> list[Item]:
+        items, f = [], self.features
+        while len(items) < count:
+            clip = int(rng.integers(len(f.clips)))
+            view = f.clips.views[clip]
+            for task, row in pose(view, rng, 3, self.weights):
+                seconds = seconds_of(task, row)
+                text = text_of(self.tokenizer, self.cfg, task, row, seconds, self.reasoning)
+                named, masks, at = meant(view, row, task, f.clips.categories), None, None
+                if named is not None:
+                    t = row.get("frame_idx", row.get("idx"))
+                    at = f.visual[clip, t][f.mask_layers]
+                    shown = f.clips.labels[clip, t]                                         # (H,W)
+                    masks = torch.stack([torch.isin(shown, group.nonzero()[:, 0] + 1) for group in named])
+                visual, audio = (f.visual_script, f.audio_script) if self.scripted else \
+                    (f.visual[:, :, f.llm_layer], f.audio)
+                items.append(Item(task, f.clips.vids[clip], row, text.ids, text.trained, visual[clip, seconds],
+                                  audio[clip, seconds], at, masks, named))
+        return items[:count]
+
+
+class SegmentStage(nn.Module):
+    """Mask decoders on the states of an LLM that reads the script: the mask of whom it means."""
+
+    def __init__(self, crab: Crab, script_words: Script):
+        super().__init__()
+        self.crab, self.script = crab, script_words.requires_grad_(False)
+        crab.requires_grad_(False)
+        crab.segmentation.requires_grad_(True)
+        crab.mask_prompt.requires_grad_(True)
+
+    def losses(self, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
+        """{part: (sum, count)}."""
+        with torch.no_grad():
+            tokens = self.script.tokens(batch.visual.float(), batch.audio.float())
+            hidden = self.crab.states(batch, *tokens)
+            states = self.crab.mask_states(hidden, batch.ids, batch.trained)
+        return mask_losses(self.crab.mask_logits(states, batch.mask_features), batch.masks)
+
+
+class WholeStage(nn.Module):
+    """Everything but the encoders from features to losses: alignment with the LLM frozen, instruction with LoRA."""
+
+    def __init__(self, crab: Crab, soft: Tensor | None = None):
+        super().__init__()
+        self.crab = crab
+        for part in (crab.visual_qformer, crab.audio_qformer, crab.mask_prompt, crab.segmentation):
+            part.requires_grad_(True)
+        crab.vision.requires_grad_(False)
+        crab.audio.requires_grad_(False)
+        self.register_buffer("soft", soft, persistent=False)
+
+    def losses(self, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
+        """{part: (sum, count)}."""
+        return self.crab.losses(batch, *self.crab.interface_tokens(batch), self.soft)

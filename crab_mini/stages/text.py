@@ -1,0 +1,120 @@
+"""Pre-training the LLM on the world's text: scripts instead of clips, then the tasks' questions and answers.
+
+A script says in words what a clip's prefix will say in Q-Former tokens (world/script.py), so the model learns to look
+things up by time and place from as many scenes as it likes: none is rendered. The states that predict <mask_i> learn
+to hold who is meant. Nothing here is used after alignment except the LLM and the mask projection.
+"""
+
+import numpy as np
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..batch import Batch, Item
+from ..model import Crab
+from ..tasks import TASKS
+from ..tokenizer import Tokenizer
+from ..world.annotate import View
+from ..world.scene import sample_scene
+from ..world.script import audio_words, script, visual_words
+from ..world.write import POSE
+from .rows import WEIGHTS
+
+NOISE = 0.1                 # of the script's embeddings, relative to their size: real interfaces are never exact
+
+
+def pose(view: View, rng, tries: int, weights: dict[str, float] = WEIGHTS, reasoning: bool = True):
+    """Up to `tries` (task, row) of a scene, tasks drawn by weight."""
+    names = list(weights)
+    share = np.array([weights[n] for n in names])
+    for name in rng.choice(names, tries, p=share / share.sum()):
+        rows = POSE[name](view, rng)
+        if rows:
+            yield str(name), rows[int(rng.integers(len(rows)))]
+
+
+def seconds_of(task: str, row: dict) -> list[int]:
+    """The seconds of the clip that a task's prefix holds."""
+    count = TASKS[task].frames
+    return [row["frame_idx"]] if count == 1 else list(range(count))
+
+
+def text_of(tokenizer: Tokenizer, cfg, task: str, row: dict, seconds: list[int], reasoning: bool = True):
+    """The rendered sequence of a row."""
+    return tokenizer.render(seconds, cfg.visual_qformer.queries, cfg.audio_qformer.queries,
+                            TASKS[task].prompt(row), TASKS[task].answer(row, reasoning))
+
+
+def meant(view: View, row: dict, task: str, categories) -> Tensor | None:
+    """(groups, categories) bool: whom each mask group of a row's answer means; None without masks."""
+    if not TASKS[task].masks:
+        return None
+    named = torch.zeros(len(row["targets"]) if task == "avss" else 1, len(categories), dtype=torch.bool)
+    for k, i in enumerate(row["targets"]):
+        named[k if task == "avss" else 0, categories.index(view.names[i])] = True
+    return named
+
+
+class ScriptRows:
+    """draw(rng, count): items whose visual and audio are scripts of scenes that nobody rendered."""
+
+    def __init__(self, cfg, tokenizer: Tokenizer, categories, reasoning: bool = True, weights=WEIGHTS):
+        self.cfg, self.tokenizer, self.categories = cfg, tokenizer, list(categories)
+        self.reasoning, self.weights = reasoning, weights
+
+    def __call__(self, rng, count: int) -> list[Item]:
+        items = []
+        while len(items) < count:
+            seed = int(rng.integers(1 << 39))
+            view = View(sample_scene(seed, tuple(self.categories)))
+            visual, audio = map(torch.from_numpy, script(view, self.categories))
+            for task, row in pose(view, rng, 4, self.weights):
+                seconds = seconds_of(task, row)
+                text = text_of(self.tokenizer, self.cfg, task, row, seconds, self.reasoning)
+                named = meant(view, row, task, self.categories)
+                items.append(Item(task, f"scene {seed}", row, text.ids, text.trained, visual[seconds], audio[seconds],
+                                  masks=None if named is None else torch.zeros(len(named), 1, 1), named=named))
+        return items[:count]
+
+
+class Script(nn.Module):
+    """The embeddings of the script's words, and a reader of the mask states."""
+
+    def __init__(self, crab: Crab, categories: int):
+        super().__init__()
+        width = crab.cfg.llm.width
+        self.visual = nn.Linear(visual_words(categories), width, bias=False)
+        self.audio = nn.Linear(audio_words(categories), width, bias=False)
+        self.named = nn.Linear(crab.cfg.mask.width, categories)
+        for table in (self.visual, self.audio):
+            nn.init.normal_(table.weight, std=0.02)
+
+    def tokens(self, visual: Tensor, audio: Tensor) -> tuple[Tensor, Tensor]:
+        """Scripts (N,Q,words) -> tokens (N,Q,D)."""
+        return self.visual(visual), self.audio(audio)
+
+
+class TextStage(nn.Module):
+    """LLM + script: next-token loss of the answers, and who is meant at the mask states."""
+
+    def __init__(self, crab: Crab, script_words: Script):
+        super().__init__()
+        self.crab, self.script = crab, script_words
+        crab.requires_grad_(False)
+        crab.llm.requires_grad_(True)
+        crab.mask_prompt.requires_grad_(True)
+
+    def losses(self, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
+        """{part: (sum, count)}."""
+        visual, audio = (t + NOISE * t.detach().float().std() * torch.randn_like(t)
+                         for t in self.script.tokens(batch.visual, batch.audio))
+        hidden = self.crab.states(batch, visual, audio)
+        parts = {"text": self.crab.text_loss(batch, hidden)}
+        if batch.named is not None:
+            states = self.crab.mask_states(hidden, batch.ids, batch.trained)            # (G,6,D)
+            logits = self.script.named(self.crab.mask_prompt(states)).float()           # (G,6,C)
+            wanted = batch.named[:, None].expand_as(logits)
+            parts["named"] = (F.binary_cross_entropy_with_logits(logits, wanted, reduction="sum"),
+                              torch.tensor(wanted.numel()))
+        return parts
