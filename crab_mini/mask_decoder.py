@@ -48,7 +48,10 @@ class MLP(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head attention inside a width divided by `downsample`; scores are scaled by the reduced head's size."""
+    """Multi-head attention inside a width divided by `downsample`; scores are scaled by the reduced head's size.
+
+    Written out, as in SAM: with so few tokens it is twice as fast in bfloat16 on a CPU as PyTorch's fused attention.
+    """
 
     def __init__(self, width: int, heads: int, downsample: int = 1):
         super().__init__()
@@ -63,7 +66,8 @@ class Attention(nn.Module):
         """q (N,Lq,C), k and v (N,Lk,C) -> (N,Lq,C)."""
         q, k, v = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2)                  # (N,H,.,C/(downsample*H))
                    for x in (self.q_proj(q), self.k_proj(k), self.v_proj(v)))
-        return self.out_proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        weights = ((q @ k.transpose(-1, -2)).float() / math.sqrt(q.shape[-1])).softmax(-1)     # (N,H,Lq,Lk)
+        return self.out_proj((weights.to(v.dtype) @ v).transpose(1, 2).flatten(2))             # (N,Lq,C)
 
 
 class TokenMLP(nn.Module):
