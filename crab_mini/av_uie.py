@@ -235,16 +235,21 @@ def _decode_video(row: Row, size: int) -> Sample:
     else:
         seconds = list(range(min(10, max(1, int(length + 0.5)))))
         audio = pieces(waveform, seconds)                                 # (T, 16000)
-    if last_second(row.task, row.fields) > len(seconds):
-        raise DataError(row.video, "video_path", f"too short: {length:.1f} s, but the label names second "
-                                                 f"{last_second(row.task, row.fields)}")
+    check_length(row, seconds)
     return Sample(row.task, row.uid, clip.frames(seconds, size), audio, seconds, row.fields)
+
+
+def check_length(row: Row, seconds: list[int]) -> None:
+    """DataError if a clip that shows these seconds ends before an event of its label does."""
+    end = last_second(row.task, row.fields)
+    if end > len(seconds):
+        raise DataError(row.video, "video_path", f"too short: {len(seconds)} s, but the label names second {end}")
 
 
 def siblings(row: Row) -> dict[int, Path]:
     """second -> picture of the clip, for the tasks that see several frames; only those that are there."""
     if FRAMES[row.task] == 1:
-        return {_own_second(row): row.image}
+        return {own_second(row): row.image}
     suffixes = [row.image.suffix] + [s for s in PICTURES if s != row.image.suffix]
     own, found = int(row.image.stem), {}
     for second in range(FRAMES[row.task]):
@@ -255,7 +260,8 @@ def siblings(row: Row) -> dict[int, Path]:
     return found | {own: row.image}
 
 
-def _own_second(row: Row) -> int:
+def own_second(row: Row) -> int:
+    """The second that a row's image is of: the number that is its name, or 0."""
     return int(row.image.stem) if row.image.stem.isdecimal() else 0
 
 
@@ -263,7 +269,7 @@ def _decode_picture(row: Row, size: int) -> Sample:
     """The frame in question, its siblings, a second of sound for each, and the target frame's mask or box."""
     waveform = read_audio(row.audio, "audio_path")                                   # (S,)
     heard = len(waveform) / RATE
-    files, own = siblings(row), _own_second(row)
+    files, own = siblings(row), own_second(row)
     if row.task == "arig" and own + SHORTEST > heard:       # one second, or a picture whose name is no second
         files = {0: row.image}
         own, starts = 0, {0: max(0.0, (heard - 1) / 2)}
