@@ -11,7 +11,7 @@ from PIL import Image
 from crab_mini.media import encode_classes
 
 SIDE = 24                       # frames are SIDE x SIDE
-GREEN, RED = 7, 21              # AVSBench classes bird and emergency-car
+GREEN, RED = 7, 22              # AVSBench classes bird and emergency-car
 
 
 def tone(path: Path, seconds: float = 10.0, rate: int = 16000, hertz: float = 440.0, channels: int = 1) -> Path:

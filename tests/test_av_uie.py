@@ -82,7 +82,7 @@ def test_masks_classes_and_boxes(whole):
         assert sample.masks.shape == (1, 16, 16) and sample.masks.dtype == torch.bool
         assert sample.masks[0, :8, :8].all() and sample.masks.sum() == 64
     classes = decode(first(whole, "avss"), 16).masks
-    assert classes.shape == (16, 16) and (classes[:8, :8] == 7).all() and (classes[8:, 8:] == 21).all()
+    assert classes.shape == (16, 16) and (classes[:8, :8] == 7).all() and (classes[8:, 8:] == 22).all()
     sample = decode(first(whole, "arig"), 16)
     assert sample.box == (10, 20, 110, 220) and scale_box(sample.box, 112) == (5, 10, 55, 110)
 
@@ -95,7 +95,7 @@ def test_the_box_may_stand_in_the_label_only(root):
 def test_visible_objects_are_read_where_they_are_there(root):
     assert decode(first(root, "s4"), 16).visible is None
     small.classes(root / "s4/AVS/v1s/u/visible/3.png")
-    assert (decode(first(root, "s4"), 16).visible[8:, 8:] == 21).all()
+    assert (decode(first(root, "s4"), 16).visible[8:, 8:] == 22).all()
 
 
 def test_sibling_frames_may_be_absent(root):
