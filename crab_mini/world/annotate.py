@@ -162,7 +162,7 @@ def arig(view: View, rng) -> list[dict]:
 def s4(view: View, rng) -> list[dict]:
     """The mask of the only thing that sounds in a second; few silent things beside it."""
     options = [t for t in range(5) if len(view.both(t)) == 1 == len(view.heard(t))
-               and rng.random() < (1.0, 0.45, 0.25, 0.15)[len(view.seen(t)) - 1]]
+               and rng.random() < (1.0, 0.3, 0.15, 0.08)[len(view.seen(t)) - 1]]
     if not options:
         return []
     t = int(_pick(rng, options))
@@ -206,7 +206,7 @@ def ref_avs(view: View, rng) -> list[dict]:
     """The mask of what an expression names at a frame; an empty one when nothing fits."""
     t = int(rng.integers(SECONDS))
     seen, heard = view.seen(t), view.heard(t)
-    if len(seen) < 2 and rng.random() < 0.8:
+    if rng.random() > (0.0, 0.05, 0.4, 1.0, 1.0)[len(seen)]:       # mostly pictures in which one must choose
         return []
     sounding = [i for i in seen if view.heard_at[i, t]]
     options: list[tuple[str, list[int]]] = []
