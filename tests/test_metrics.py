@@ -53,6 +53,7 @@ def test_f_measure_and_its_official_oddity(golden):
     near(m.official_f_measure(logits, target), golden["mask/fscore_script"])
     zeros = golden["mask/zero_logit_target"]
     near(m.f_measure(np.zeros_like(zeros), zeros), golden["mask/zero_logit_fmeasure"])
+    near(m.precision_recall(np.zeros_like(zeros), zeros)[1][0, 126:129], [1, 1, 0])      # 0.5 is the 127th: it counts
     assert math.isnan(m.f_measure(logits, np.zeros_like(target)))
     assert m.official_f_measure(logits, np.zeros_like(target)) == golden["mask/fmeasure_all_empty"] == 0
     curves = np.concatenate(each(m.f_curve, logits, target))   # batch by batch is the whole
@@ -145,7 +146,8 @@ def test_avvp_by_hand():
     nothing = {"audio": [], "visual": []}
     assert (m.avvp_video(nothing, nothing) == 1).all()
     assert (m.avvp_video(None, nothing) == 0).all()            # unreadable is not the same as empty
-    assert (m.avvp_video({"audio": [("dog", -3, 99)], "visual": []}, {"audio": [("dog", 0, 10)], "visual": []}) == 1).all()
+    beyond, whole = ({"audio": [("dog", *span)], "visual": []} for span in ((-3, 99), (0, 10)))
+    assert (m.avvp_video(beyond, whole) == 1).all()
     with pytest.raises(ValueError):
         m.avvp_scores([truth], [truth, truth])
 
@@ -178,7 +180,8 @@ def test_boxes(golden):
 
 
 def test_exact_match_by_type():
-    found = m.exact_match(["Two", None, "yes ", "no"], ["two", "one", "yes", "yes"], ["count", "count", "exist", "exist"])
+    types = ["count", "count", "exist", "exist"]
+    found = m.exact_match(["Two", None, "yes ", "no"], ["two", "one", "yes", "yes"], types)
     assert found == {"all": (0.5, 4), "count": (0.5, 2), "exist": (0.5, 2)}
     with pytest.raises(ValueError):
         m.exact_match(["a"], ["a", "b"], ["t"])
@@ -187,7 +190,8 @@ def test_exact_match_by_type():
 # ---- captions
 
 def test_mentions():
-    names = ["guitar", "acoustic guitar", "dog", "bus"]
+    names = ["guitar", "acoustic guitar", "guitar solo", "dog", "bus"]
+    assert m.event_mentions("a guitar solo", names) == {"guitar solo"}
     assert m.event_mentions("Two dogs bark by an Acoustic Guitar.", names) == {"dog", "acoustic guitar"}
     assert m.event_mentions("buses and a guitarist, hotdog", names) == {"bus"}
     assert m.event_mentions("anything", []) == set()
@@ -205,6 +209,7 @@ def test_cider_by_hand():
     near(found[0], 10 * (one + one + 0 + 0) / 4, 1e-12)
     near(found[1], 10 * (1 + 1 + 1 + 0) / 4, 1e-12)            # three words have no 4-gram
     assert found[2] == 0
+    near(m.cider(["dog", "cat"], [["dog dog", "dog"], ["cat"]]), [2.5, 2.5], 1e-12)      # idf counts clips, not words
     unseen = m.cider(["a dog dog zebra"], [["a dog barks"]])   # a corpus of one clip: every idf is 0
     assert unseen[0] == 0
 
@@ -227,7 +232,8 @@ def test_bootstrap_interval():
     values = rng.normal(0.5, 0.2, 400)
     low, high = m.bootstrap_interval(values)
     assert low < values.mean() < high
-    near(high - low, 2 * 1.96 * values.std() / 20, 0.006)      # the normal approximation of a mean's interval
+    error = 1.96 * values.std() / 20                           # the normal approximation of a mean's interval
+    near([low, high], [values.mean() - error, values.mean() + error], 0.0022)
     assert m.bootstrap_interval(values) == (low, high) != m.bootstrap_interval(values, seed=1)
     assert m.bootstrap_interval([0.25]) == (0.25, 0.25)
     narrow = m.bootstrap_interval(values, level=0.5)
