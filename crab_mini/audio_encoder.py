@@ -172,14 +172,14 @@ class BEATs(nn.Module):
                 nn.init.zeros_(linear.bias)
 
     def embed(self, fbank: Tensor) -> Tensor:
-        """fbank (B,F,128) -> patch tokens (B,N,D), token t * (128 / patch) + f; frames after the last patch are dropped."""
+        """fbank (B,F,128) -> patch tokens (B,N,D), token t * (128 / patch) + f; left-over frames are dropped."""
         if fbank.ndim != 3 or fbank.shape[2] != MELS or fbank.shape[1] < self.cfg.patch:
             raise ValueError(f"fbank: expected shape (B, F, {MELS}) with F at least {self.cfg.patch}, "
                              f"found {tuple(fbank.shape)}")
         return self.project(self.patch_norm(self.patches(fbank[:, None]).flatten(2).transpose(1, 2)))
 
     def encode(self, tokens: Tensor, padded: Tensor | None = None) -> Tensor:
-        """Patch tokens (B,N,D), padded (B,N) bool or None -> features (B,N,D). There is no norm after the last layer."""
+        """Patch tokens (B,N,D), padded (B,N) bool or None -> features (B,N,D). No norm follows the last layer."""
         if padded is not None:
             tokens = tokens.masked_fill(padded[..., None], 0)
         x = self.input_norm(tokens + self.position(tokens))
@@ -198,7 +198,8 @@ class BEATs(nn.Module):
         if padding_mask is None:
             return self.encode(tokens), None
         if padding_mask.shape != fbank.shape[:2]:
-            raise ValueError(f"padding_mask: expected shape {tuple(fbank.shape[:2])}, found {tuple(padding_mask.shape)}")
+            raise ValueError(f"padding_mask: expected shape {tuple(fbank.shape[:2])}, "
+                             f"found {tuple(padding_mask.shape)}")
         padded = fold_mask(padding_mask.bool(), tokens.shape[1])
         if bool(padded.all(1).any()):
             raise ValueError("padding_mask: expected at least one token a row that is not padding, found a row without")

@@ -2,9 +2,9 @@
 
     pixels (B,3,H,W) -> patch convolution, class token in front, positions, norm -> layers -> B x (1 + P) x D each
 
-Unusual: nobody reads the end. Crab takes patch states from inside (at paper size hidden_states[23] of 24 for the LLM, 14
-and 22 for the mask decoder, as the official configuration has it), so index 0 is the state after the norm in front of
-the layers, index n the state after layer n, and none of them has seen the final norm, which only `pooled` applies.
+Unusual: nobody reads the end. Crab takes patch states from inside (at paper size hidden_states[23] of 24 for the LLM,
+14 and 22 for the mask decoder, as the official configuration has it), so index 0 is the state after the norm in front
+of the layers, index n the state after layer n, and none has seen the final norm, which only `pooled` applies.
     ViT(VisionConfig()).hidden_states(torch.rand(1, 3, 64, 64), last=2)
 Like CLIP: a norm before the first layer, and x * sigmoid(1.702 x) for a GELU.
 """

@@ -33,15 +33,16 @@ def plain_states(vit: ViT, picture: torch.Tensor) -> list[torch.Tensor]:
 
     def norm(x, name):
         gone = x - x.mean(-1, keepdim=True)
-        return gone / (gone.pow(2).mean(-1, keepdim=True) + cfg.norm_eps).sqrt() * w[name + ".weight"] + w[name + ".bias"]
+        gone = gone / (gone.pow(2).mean(-1, keepdim=True) + cfg.norm_eps).sqrt()
+        return gone * w[name + ".weight"] + w[name + ".bias"]
 
     def linear(x, name):
         return x @ w[name + ".weight"].T + w[name + ".bias"]
 
-    tokens = [w["class_token"]]
+    tokens, side = [w["class_token"]], cfg.patch
     for row in range(cfg.grid):
         for column in range(cfg.grid):
-            tile = picture.double()[:, row * cfg.patch:(row + 1) * cfg.patch, column * cfg.patch:(column + 1) * cfg.patch]
+            tile = picture.double()[:, row * side:(row + 1) * side, column * side:(column + 1) * side]
             tokens.append((w["patches.weight"] * tile).sum((1, 2, 3)))
     x = norm(torch.stack(tokens) + w["positions.weight"], "input_norm")
     states = [x]
