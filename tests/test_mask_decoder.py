@@ -71,6 +71,8 @@ def test_prompts_are_the_official_ones(sam, golden):
     close(dense, golden["out/dense_mask"])
     close(sam.prompt(boxes=boxes)[0], golden["out/sparse_points_boxes"][:, 2:])
     close(sam.prompt(masks=masks)[1], golden["out/dense_mask"])
+    none = sam.prompt(points, torch.full((2, 2), -1), boxes)[0][:, :2]              # a point that is none has no place
+    close(none, sam.prompt_encoder.not_a_point_embed.weight.expand(2, 2, -1), 0)
     assert sam.prompt(masks=masks)[0].shape == (2, 0, 32) and sam.prompt()[1].shape == (1, 32, 5, 7)
 
 
