@@ -63,15 +63,8 @@ def _png(file, size: int) -> int:
     return offset - size
 
 
-def _jpeg(file, size: int) -> int:
-    file.seek(0)
-    data = file.read()
-    scan = data.rfind(b"\xff\xda")      # the last scan; a thumbnail's own end marker lies before it
-    return 1 if scan < 0 or data.find(b"\xff\xd9", scan) < 0 else 0
-
-
 def _riff(file, size: int) -> int:
-    """avi and webp: the outermost chunk's length; 0 and all ones mean that it was written to a pipe."""
+    """avi: the outermost chunk's length; 0 and all ones mean that it was written to a pipe."""
     file.seek(4)
     length = unpack("<I", file.read(4))[0]
     return 0 if length in (0, 0xFFFFFFFF) else length + 8 - size
@@ -134,4 +127,5 @@ def _ebml_length(file, offset: int) -> tuple[int, int]:
     return width, int.from_bytes(bytes([first & (0xFF >> width)]) + rest, "big")
 
 
-_END_OF = {"PNG": _png, "JPEG": _jpeg, "WEBP": _riff, "AVI": _riff, "WAV": _wav, "OGG": _ogg, "MP4": _mp4, "WEBM": _webm}
+# Not here: formats whose decoders notice a lost end by themselves (JPEG, WEBP, BMP, FLAC, MP3 by its frame count).
+_END_OF = {"PNG": _png, "AVI": _riff, "WAV": _wav, "OGG": _ogg, "MP4": _mp4, "WEBM": _webm}

@@ -116,6 +116,15 @@ def test_clips_shorter_and_longer_than_ten_seconds(root):
     assert sample.audio.shape == (10, 16000) and (sample.audio[9, 9600:] == 0).all() and sample.audio[9, 9500:].any()
 
 
+def test_a_sound_that_ends_long_before_its_video(root):
+    small.tone(root / "avcap/audio/a.wav", 3)
+    with pytest.raises(DataError, match="a.wav: audio_path: too short: 3.0 s of sound, 10.0 s of video"):
+        decode(first(root, "avcap"), 16)
+    small.tone(root / "ms3/AVS/v1m/u/audio.wav", 3)
+    with pytest.raises(DataError, match="audio_path: too short: 3.0 s, the frame is of second 3"):
+        decode(first(root, "ms3"), 16)
+
+
 def test_a_minute_is_ten_pieces_of_two_seconds(root):
     wave = np.concatenate([np.full(16000, (s + 1) / 100) for s in range(60)])
     soundfile.write(root / "avqa/audio/a.wav", wave, 16000)
