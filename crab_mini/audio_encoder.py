@@ -17,6 +17,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
+from .attention import attend
 from .config import AudioConfig
 
 RATE, WINDOW, HOP, FFT, MELS = 16000, 400, 160, 512, 128        # Hz, samples (25 ms, 10 ms), samples, bins
@@ -119,7 +120,7 @@ class Attention(nn.Module):
         scores = (update * (reset * self.gate_scale - 1) + 2) * bias             # (B,H,N,N)
         if padded is not None:
             scores = scores.masked_fill(padded[:, None, None], -torch.inf)
-        y = F.scaled_dot_product_attention(q, k, v, scores.to(q.dtype))          # softmax(q k^T / sqrt(d) + scores) v
+        y = attend(q, k, v, scores)          # softmax(q k^T / sqrt(d) + scores) v
         return self.o_proj(y.transpose(1, 2).flatten(2))
 
 

@@ -17,6 +17,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
+from .attention import attend
 from .config import LLMConfig
 
 
@@ -82,24 +83,6 @@ class KVCache:
         return None if self.valid is None else self.valid[:, :self.length + length]
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v: q (B,H,L,d), k and v (B,Hkv,K,d), mask as in `Attention` -> (B,H,L,d).
-
-    In bfloat16 on a CPU the formula itself trains twice as fast as the built-in kernel (whose backward is slow there);
-    everywhere else the built-in one wins.
-    """
-    grouped = k.shape[1] < q.shape[1]
-    if q.device.type != "cpu" or q.dtype != torch.bfloat16 or grouped:
-        return F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None and q.shape[2] > 1,
-                                              enable_gqa=grouped)
-    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)                     # (B,H,L,K)
-    if mask is not None:
-        scores = scores.masked_fill(~mask, float("-inf"))
-    elif q.shape[2] > 1:
-        scores = scores + scores.new_full(scores.shape[-2:], float("-inf")).triu(1)
-    return scores.softmax(-1) @ v
-
-
 class Attention(nn.Module):
     """Causal attention with rotary positions; kv head j serves the query heads j*n .. j*n+n-1, n = heads / kv_heads."""
 
@@ -120,7 +103,7 @@ class Attention(nn.Module):
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         if cache is not None:
             k, v = cache.write(layer, k, v)
-        y = attend(q, k, v, mask)                                                # (B,H,L,d)
+        y = attend(q, k, v, mask, causal=mask is None and q.shape[2] > 1)        # (B,H,L,d)
         return self.o_proj(y.transpose(1, 2).flatten(2))                         # (B,L,D)
 
 

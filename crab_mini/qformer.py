@@ -13,8 +13,8 @@ import math
 
 import torch
 import torch.nn as nn
-import torch.nn.functional as F
 
+from .attention import attend
 from .config import QFormerConfig
 
 
@@ -49,7 +49,7 @@ class Attention(nn.Module):
                 bias: torch.Tensor | None = None) -> torch.Tensor:
         q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2)                    # (N,H,.,D/H)
                    for part in (self.q(x), self.k(keys), self.v(values)))
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=None if bias is None else bias.to(q.dtype)[None])
+        y = attend(q, k, v, None if bias is None else bias[None])
         return self.out(y.transpose(1, 2).flatten(2))                                      # (N,Q,D)
 
 

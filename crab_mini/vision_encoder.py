@@ -11,9 +11,9 @@ Like CLIP: a norm before the first layer, and x * sigmoid(1.702 x) for a GELU.
 
 import torch
 import torch.nn as nn
-import torch.nn.functional as F
 from torch import Tensor
 
+from .attention import attend
 from .config import VisionConfig
 
 
@@ -35,7 +35,7 @@ class Attention(nn.Module):
         """(B,1+P,D) -> (B,1+P,D)."""
         q, k, v = (proj(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)       # (B,H,1+P,d)
                    for proj in (self.q_proj, self.k_proj, self.v_proj))
-        return self.o_proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return self.o_proj(attend(q, k, v).transpose(1, 2).flatten(2))
 
 
 class MLP(nn.Module):

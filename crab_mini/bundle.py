@@ -1,0 +1,42 @@
+"""A whole trained model in one file: weights, configuration, tokenizer. What eval.py reads and train.py leaves behind."""
+
+from pathlib import Path
+
+import torch
+
+from . import checkpoint
+from .config import Config, from_dict
+from .model import Crab, SpecialIds
+from .tokenizer import Tokenizer
+
+KIND = "crab"
+
+
+def special_ids(tokenizer: Tokenizer) -> SpecialIds:
+    """The ids that the model treats specially."""
+    return SpecialIds(tokenizer.visual, tokenizer.audio, (tokenizer.masks[0], tokenizer.masks[-1]), tokenizer.eos)
+
+
+def build(cfg: Config, tokenizer: Tokenizer) -> Crab:
+    """A model from random weights that fits a tokenizer; ValueError if the configuration's vocabulary does not."""
+    if cfg.llm.vocab != tokenizer.size:
+        raise ValueError(f"llm.vocab: expected {tokenizer.size}, the tokenizer's size, found {cfg.llm.vocab}")
+    return Crab(cfg, special_ids(tokenizer))
+
+
+def save(path: Path, crab: Crab, tokenizer: Tokenizer, **facts) -> None:
+    """Writes the model (with its LoRA), atomically. facts: plain values to keep with it."""
+    checkpoint.save(path, KIND, crab.cfg.to_dict(), model=crab.state_dict(),
+                    tokenizer=torch.frombuffer(bytearray(tokenizer.model), dtype=torch.uint8), facts=facts)
+
+
+def load(path: Path) -> tuple[Crab, Tokenizer, dict]:
+    """-> (model in eval mode, tokenizer, facts); CheckpointError names what is wrong with the file."""
+    content = checkpoint.load(path, KIND)
+    tokenizer = Tokenizer(bytes(content["tokenizer"].numpy()))
+    crab = build(from_dict(content["config"]), tokenizer).with_lora()
+    try:
+        crab.load_state_dict(content["model"])
+    except RuntimeError as error:
+        raise checkpoint.CheckpointError(f"{path}: {str(error).splitlines()[1].strip()}") from error
+    return crab.eval(), tokenizer, content["facts"]
