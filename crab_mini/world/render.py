@@ -17,6 +17,7 @@ from .scene import CATEGORIES, RATE, SECONDS, Scene, Thing
 
 LOUDNESS = 0.08             # rms of a sound with gain 1
 FADE = RATE // 100          # samples over which a sound sets in, ends or changes its gain: 10 ms
+QUIET = 0.5                 # a second of a recording below this share of its mean level is not raised to it
 HUE_TURN = 25.0             # degrees of the colour circle that a hue of 1 turns
 
 
@@ -101,10 +102,10 @@ def pictures(scene: Scene, image: int, bank: Bank) -> tuple[np.ndarray, np.ndarr
     return (canvas + 0.5).clip(0, 255).astype(np.uint8), masks
 
 
-def envelope(gain: tuple[float, ...]) -> np.ndarray:
+def envelope(gain: np.ndarray) -> np.ndarray:
     """(T,) gains -> (SECONDS*RATE,) float32; each change is a ramp of 10 ms within the louder of the two seconds."""
-    out = np.repeat(np.asarray(gain, np.float32), RATE)
-    edges = (0.0,) + tuple(gain) + (0.0,)
+    out = np.repeat(gain.astype(np.float32), RATE)
+    edges = np.concatenate([[0], gain, [0]])
     for t, (before, after) in enumerate(zip(edges, edges[1:])):
         start = t * RATE if after > before else t * RATE - FADE
         if after != before:
@@ -142,7 +143,11 @@ def sound(scene: Scene, bank: Bank) -> np.ndarray:
         start = np.random.default_rng([scene.seed, 3, i]).uniform(0, len(ring))
         step = speed * thing.pitch * sounds.FINE / RATE
         span = slice(on[0] * RATE, (on[-1] + 1) * RATE)
-        out[span] += looped(ring, start, step, span.stop - span.start) * (LOUDNESS * envelope(thing.gain)[span])
+        heard = looped(ring, start, step, span.stop - span.start)
+        level = np.sqrt((heard.reshape(-1, RATE) ** 2).mean(1)).clip(QUIET)         # (seconds), near 1
+        gain = np.array(thing.gain, float)
+        gain[on[0]:on[-1] + 1] *= LOUDNESS / level
+        out[span] += heard * envelope(gain)[span]
     peak = np.abs(out).max()
     return out if peak <= 1 else out / peak                 # only scenes louder than any that are sampled
 

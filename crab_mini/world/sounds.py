@@ -85,12 +85,12 @@ def _bird(ring: Ring, dial: Dials) -> None:
 
 
 def _clock(ring: Ring, dial: Dials) -> None:
-    pitch, drop, rate, decay = dial(1500, 2300), dial(.72, .85), dial(4., 6.), dial(70, 110)
+    pitch, drop, rate, decay = dial(1700, 2500), dial(.72, .85), dial(4., 6.), dial(70, 110)
     t = _seconds(.09)
     for k, at in enumerate(_beats(2 * round(rate / 2 * LOOP) / LOOP, dial.rng)):
         f = pitch * (drop if k % 2 else 1.)
         click = dial.rng.standard_normal(len(t)) * np.exp(-400 * t)
-        wood = np.sin(2 * np.pi * f * t) + .6 * np.sin(2 * np.pi * 2.31 * f * t)
+        wood = np.sin(2 * np.pi * f * t) + .9 * np.sin(2 * np.pi * 2.31 * f * t)
         ring.add(at, wood * np.exp(-decay * t) * np.minimum(t / .0005, 1) + .5 * click)
 
 
@@ -181,14 +181,14 @@ def finish(wave: np.ndarray) -> np.ndarray:
 
     The level is followed over a sliding second; what is more than 20 dB below the whole's stays as quiet as it is.
     """
-    spectrum = np.fft.rfft(wave)
     f = np.fft.rfftfreq(len(wave), 1 / FINE)
-    wave = np.fft.irfft(spectrum * (f > 30) * (f < TOP), len(wave))
-    for _ in range(4):                                      # limiting lowers the level: settle in a few rounds
+    wave = np.fft.irfft(np.fft.rfft(wave) * (f > 30) * (f < TOP), len(wave))
+    for _ in range(4):                                      # each step disturbs the others: settle in a few rounds
         energy = np.cumsum(np.concatenate([wave, wave[:FINE]]) ** 2)
         energy = np.roll((energy[FINE:] - energy[:-FINE]) / FINE, FINE // 2)
         wave = wave / np.sqrt(np.maximum(energy, energy.mean() / 100))
-        wave = CREST * np.tanh(wave / CREST) if np.abs(wave).max() > CREST else wave
+        if np.abs(wave).max() > CREST:                      # the limiter's overtones are filtered out again
+            wave = np.fft.irfft(np.fft.rfft(CREST * np.tanh(wave / CREST)) * (f < TOP), len(wave))
     return wave.clip(-CREST, CREST).astype(np.float32)
 
 
