@@ -125,5 +125,6 @@ def load_config(path: str | Path) -> dict:
         if isinstance(content, Mapping) and isinstance(content.get("cfg"), Mapping):
             return dict(content["cfg"])
     if not beside.is_file():
-        raise WeightsError(f"{path}: expected its configuration as 'cfg' inside or in {beside.name} beside it, found none")
+        raise WeightsError(f"{path}: expected its configuration as 'cfg' inside or in {beside.name} beside it, "
+                           "found none")
     return _read_json(beside)
