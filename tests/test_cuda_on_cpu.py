@@ -1,0 +1,139 @@
+"""The CUDA source on the CPU: seeded bugs are caught, and the shipped kernels are right, free of races and in bounds.
+
+kernels.cuh and launch.cu are compiled with g++ against cuda_on_cpu.h three times (plain, ThreadSanitizer,
+AddressSanitizer + UBSan) and held against float64 numpy. Says nothing about speed on a device.
+"""
+
+import os
+import shutil
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+HERE = Path(__file__).parent
+SANITIZERS = {"plain": [], "tsan": ["-fsanitize=thread"],
+              "asan": ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]}
+FLAGS = ["-std=c++17", "-O1", "-g", "-fno-strict-aliasing", "-Wno-unknown-pragmas"]
+# bug: what catches it, and by which words
+BUGS = {"missing_syncthreads": ("tsan", "data race"), "missing_second_syncthreads": ("tsan", "data race"),
+        "missing_syncwarp": ("tsan", "data race"), "shuffle_is_no_barrier": ("tsan", "data race"),
+        "race_between_blocks": ("tsan", "data race"), "global_out_of_bounds": ("asan", "heap-buffer-overflow"),
+        "shared_out_of_bounds": ("plain", "tile[64] of 64"), "divergent_barrier": ("plain", "divergent barrier"),
+        "uninitialised_shared": ("plain", "wrong")}
+# rows, in, out, rank, heads: odd and unaligned; one row; aligned; more columns than the first and the second tile
+SHAPES = [(37, 70, 45, 3, 2), (1, 20, 28, 3, 3), (64, 256, 256, 8, 3), (9, 40, 24, 16, 4), (300, 16, 8, 1, 1)]
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(shutil.which("g++") is None, reason="no g++")]
+
+
+@pytest.fixture(scope="module")
+def programs(tmp_path_factory):
+    """(source, sanitizer) -> the compiled program; the scheduler itself without ThreadSanitizer."""
+    folder = tmp_path_factory.mktemp("emulation")
+
+    def compile_one(job):
+        source, name = job
+        flags, target = SANITIZERS[name], folder / f"{source}_{name}"
+        scheduler = folder / f"{source}_{name}_scheduler.o"
+        for command in (["-c", HERE / "cuda_on_cpu.cpp", "-o", scheduler, *(flags if name == "asan" else [])],
+                        [HERE / f"{source}.cpp", scheduler, "-o", target, *flags]):
+            subprocess.run(["g++", *FLAGS, *map(str, command)], check=True, capture_output=True, text=True)
+        return job, target
+
+    jobs = [(source, name) for source in ("cuda_driver", "cuda_bugs") for name in SANITIZERS]
+    with ThreadPoolExecutor(2) as pool:
+        return dict(pool.map(compile_one, jobs))
+
+
+def run(program, *arguments):
+    """The finished process; TSan stops at the first race. setarch: old TSan cannot place its shadow otherwise."""
+    environment = {**os.environ, "TSAN_OPTIONS": "halt_on_error=1 exitcode=66", "ASAN_OPTIONS": "detect_leaks=0"}
+    fixed = ["setarch", "-R"] if shutil.which("setarch") and "tsan" in program.name else []
+    return subprocess.run([*fixed, program, *map(str, arguments)], capture_output=True, text=True, env=environment)
+
+
+@pytest.mark.parametrize("bug", BUGS)
+def test_a_seeded_bug_is_caught_and_its_twin_passes_everywhere(programs, bug):
+    sanitizer, words = BUGS[bug]
+    for seed in range(3):
+        caught = run(programs["cuda_bugs", sanitizer], bug, "bug", seed)
+        assert caught.returncode != 0 and words in caught.stdout + caught.stderr, (seed, caught)
+        for name in SANITIZERS:
+            passed = run(programs["cuda_bugs", name], bug, "twin", seed)
+            assert passed.returncode == 0 and passed.stdout == "right\n", (name, seed, passed)
+
+
+def problem(shape, bfloat16=False, masked=False):
+    """The driver's input and, in float64, what it must answer: y, z, g, gx, gAR, gB."""
+    rows, width, out, rank, heads = shape
+    rng = np.random.default_rng(sum(shape))
+    scaling, keep_scale = 2.0, 1 / 0.7 if masked else 1.0
+    shapes = ((rows, width), (rank, width), (heads, width), (heads * rank, out), (rows, out), (rows, out), (rows, width))
+    packed, tensors = [], []
+    for s in shapes:
+        t = rng.standard_normal(s).astype(np.float32) * s[-1] ** -0.25
+        if bfloat16:
+            bits = (t.view(np.uint32) >> 16).astype(np.uint16)
+            t = (bits.astype(np.uint32) << 16).view(np.float32)
+        packed.append((bits if bfloat16 else t).tobytes())
+        tensors.append(t.astype(np.float64))
+    x, A, R, B, y, gy, gx = tensors
+    keep = rng.random((rows, width)) > 0.3 if masked else np.ones((rows, width), bool)
+    packed.append(keep.astype(np.uint8).tobytes() if masked else b"")
+    header = np.array([*shape, bfloat16, masked], np.int32).tobytes()
+    header += np.array([scaling, keep_scale], np.float32).tobytes()
+    dropped = x * keep * np.float64(np.float32(keep_scale))
+    logits = x @ R.T
+    g = np.exp(logits - logits.max(1, keepdims=True))
+    g /= g.sum(1, keepdims=True)                             # (N, E)
+    z = dropped @ A.T                                        # (N, R)
+    u = scaling * (g[:, :, None] * z[:, None, :]).reshape(rows, -1)      # (N, E·R)
+    gu = (gy @ B.T).reshape(rows, heads, rank) * scaling
+    gz, gg = (g[:, :, None] * gu).sum(1), (gu * z[:, None, :]).sum(2)
+    gl = g * (gg - (g * gg).sum(1, keepdims=True))
+    gx = gx + gl @ R + (gz @ A) * keep * np.float64(np.float32(keep_scale))
+    gAR = np.concatenate([gz.T @ dropped, gl.T @ x])
+    return header + b"".join(packed), [y + u @ B, z.T, g.T, gx, gAR, u.T @ gy]
+
+
+def answer(program, data, wanted, bfloat16, seed, folder):
+    """What the driver writes, as float64 arrays of the wanted shapes, and the raw bytes."""
+    (folder / "in").write_bytes(data)
+    result = run(program, folder / "in", folder / "out", seed)
+    assert result.returncode == 0, result.stderr[-3000:]
+    raw = (folder / "out").read_bytes()
+    arrays, at = [], 0
+    for i, want in enumerate(wanted):
+        narrow = bfloat16 and i != 2                         # g is float32 in any case
+        n = want.size * (2 if narrow else 4)
+        words = np.frombuffer(raw[at:at + n], np.uint16 if narrow else np.float32)
+        arrays.append((words.astype(np.uint32) << 16).view(np.float32) if narrow else words)
+        at += n
+    assert at == len(raw)
+    return [a.astype(np.float64).reshape(w.shape) for a, w in zip(arrays, wanted)], raw
+
+
+@pytest.mark.parametrize("bfloat16, masked", [(False, False), (True, False), (False, True), (True, True)])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_shipped_kernels_match_float64_and_do_not_depend_on_the_order(programs, shape, bfloat16, masked, tmp_path):
+    data, wanted = problem(shape, bfloat16, masked)
+    raws = set()
+    for seed in range(3):
+        got, raw = answer(programs["cuda_driver", "plain"], data, wanted, bfloat16, seed, tmp_path)
+        raws.add(raw)
+    assert len(raws) == 1, "the order of threads and blocks changed the bits"
+    for name, a, b in zip(("y", "z", "g", "gx", "gAR", "gB"), got, wanted):
+        error = np.abs(a - b).max() / max(np.abs(b).max(), 1e-6)
+        assert error <= (0.02 if bfloat16 else 2e-6), (name, error)
+
+
+@pytest.mark.parametrize("sanitizer", ["tsan", "asan"])
+@pytest.mark.parametrize("shape, bfloat16, masked", [
+    ((37, 70, 45, 3, 2), False, True), ((37, 64, 40, 3, 2), True, False), ((1, 20, 28, 3, 3), False, False),
+    ((21, 32, 48, 8, 4), False, False), ((9, 40, 24, 16, 4), True, True)])
+def test_the_shipped_kernels_are_free_of_races_and_stay_in_bounds(programs, sanitizer, shape, bfloat16, masked, tmp_path):
+    data, wanted = problem(shape, bfloat16, masked)
+    answer(programs["cuda_driver", sanitizer], data, wanted, bfloat16, 1, tmp_path)
