@@ -21,7 +21,7 @@ from torch import Tensor
 
 from .annotations import FIELDS, SEGMENTATION, TASKS, VIDEO_TASKS, box_of, identity, last_second, validate
 from .intact import PICTURES, VIDEOS
-from .media import DataError, pieces, picture_size, read_audio, read_classes, read_image, read_mask
+from .media import DataError, inside, pieces, picture_size, read_audio, read_classes, read_image, read_mask
 from .resample import RATE
 from .video import open_clip
 
@@ -117,6 +117,8 @@ def read_task(root: Path, task: str, split: str, problems: list[DataError]) -> t
             rows.append(_resolve(root, task, split, index, entry, place))
         except DataError as error:
             problems.append(error)
+        except OSError as error:            # a folder that may not be searched
+            problems.append(DataError(place, "file", f"{error.filename}: {error.strerror}"))
     return rows, len(entries)
 
 
@@ -138,20 +140,6 @@ def _read_json(path: Path, shown: Path) -> list:
     if not entries:
         raise DataError(shown, "file", "empty: no samples")
     return entries
-
-
-def inside(path: Path, root: Path, file: str | Path, field: str) -> Path:
-    """The path itself if it stays inside the data folder, links followed; DataError otherwise."""
-    try:
-        resolved = path.resolve()
-        if not resolved.is_relative_to(root.resolve()):
-            raise DataError(file, field, f"'{path.name}' leads outside the data folder")
-        path.exists()       # a name too long for the file system fails here
-    except (OSError, RuntimeError, ValueError) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(file, field, f"no usable path: {error}") from error
-    return path
 
 
 def _named(entry: dict, key: str, folder: Path, root: Path, place: str) -> Path:
@@ -213,9 +201,10 @@ def decode(row: Row, image_size: int) -> Sample:
 
     image_size: side of the model's frames in pixels.
     """
-    if row.video is not None:
-        return _decode_video(row, image_size)
-    return _decode_picture(row, image_size)
+    try:
+        return _decode_video(row, image_size) if row.video is not None else _decode_picture(row, image_size)
+    except OSError as error:
+        raise DataError(row.video or row.image, "file", f"{error.filename}: {error.strerror}") from error
 
 
 def _decode_video(row: Row, size: int) -> Sample:

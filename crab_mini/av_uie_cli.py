@@ -55,21 +55,25 @@ class Report:
         return out + [f"{len(self.problems) or 'no'} problem{'s' * (len(self.problems) != 1)} in {self.root}"]
 
 
-def inspect(row: av_uie.Row) -> list[DataError]:
-    """Everything that is wrong with a row's files; empty if `decode` can use it."""
-    first = _error(av_uie.decode, row, CHECK_SIZE)
-    if first is None:
-        return []
-    found = [first]
+def inspect(row: av_uie.Row) -> tuple[list[DataError], list[int]]:
+    """(everything that is wrong with a row's files, the seconds that it shows if nothing is)."""
+    try:
+        return [], av_uie.decode(row, CHECK_SIZE).seconds
+    except DataError as error:
+        found = [error]
     if row.video is not None:
         found.append(_error(lambda: open_clip(row.video, "video_path", row.root).frames([0], CHECK_SIZE)))
     else:
-        found += [_error(read_image, path, CHECK_SIZE, "image_path") for path in av_uie.siblings(row).values()]
+        try:
+            pictures = av_uie.siblings(row).values()
+        except DataError:                       # a link out of the folder, which is what `decode` stopped at
+            pictures = [row.image]
+        found += [_error(read_image, path, CHECK_SIZE, "image_path") for path in pictures]
     if row.audio is not None:
         found.append(_error(read_audio, row.audio, "audio_path"))
     if row.mask is not None:
         found.append(_error(open_picture, row.mask, "mask"))
-    return list({str(error): error for error in found if error is not None}.values())
+    return list({str(error): error for error in found if error is not None}.values()), []
 
 
 def _error(call, *arguments) -> DataError | None:
@@ -93,8 +97,16 @@ def check(root: str | Path, progress: bool = True) -> Report:
             rows += good
             report.samples.setdefault(task, {})[split] = (0, totals[task, split])
             report.add(task, split, errors)
+    seconds: dict[tuple, list[int]] = {}        # of the good clips: ten questions about a clip open it once
     for row in tqdm(rows, desc="check", unit="sample", disable=not progress):
-        errors = inspect(row)
+        clip = (row.video, row.audio, row.task == "avqa") if row.video is not None else row.uid
+        if clip in seconds:
+            error = _error(av_uie.check_length, row, seconds[clip])
+            errors = [error] if error is not None else []
+        else:
+            errors, shown = inspect(row)
+            if not errors:
+                seconds[clip] = shown
         report.add(row.task, row.split, errors)
         good, count = report.samples[row.task][row.split]
         report.samples[row.task][row.split] = (good + (not errors), count)

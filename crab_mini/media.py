@@ -64,6 +64,20 @@ def must_be_whole(path: Path, field: str, kinds: dict[str, str]) -> None:
         raise DataError(path, field, reason)
 
 
+def inside(path: Path, root: Path, file: str | Path, field: str) -> Path:
+    """The path itself if it stays inside the data folder, links followed; DataError otherwise."""
+    try:
+        resolved = path.resolve()
+        if not resolved.is_relative_to(root.resolve()):
+            raise DataError(file, field, f"'{path.name}' leads outside the data folder")
+        path.exists()       # a name too long for the file system fails here
+    except (OSError, RuntimeError, ValueError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(file, field, f"no usable path: {error}") from error
+    return path
+
+
 def open_picture(path: Path, field: str = "image") -> Image.Image:
     """The decoded PIL image, upright (EXIF), of at most MAX_PIXELS; DataError otherwise."""
     must_be_whole(path, field, PICTURES)

@@ -15,7 +15,8 @@ from PIL import Image
 from torch import Tensor
 
 from .intact import FORMATS, PICTURES, VIDEOS
-from .media import MAX_SECONDS, DataError, decoding, must_be_whole, open_picture, picture_tensor, read_image, to_model_rate
+from .media import (MAX_SECONDS, DataError, decoding, inside, must_be_whole, open_picture, picture_tensor, read_image,
+                    to_model_rate)
 
 INSTALL = 'pip install -e ".[video]"'
 
@@ -47,8 +48,8 @@ class Folder:
         self.path, self.field = path, field
         self.files = sorted((p for p in path.iterdir() if p.suffix.lower() in FORMATS), key=natural)
         for file in self.files:
-            if root is not None and not file.resolve().is_relative_to(root.resolve()):
-                raise DataError(file, field, "leads outside the data folder")
+            if root is not None:
+                inside(file, root, file, field)
         if not self.files:
             raise DataError(path, field, "folder without frames")
         self.seconds = float(len(self.files))

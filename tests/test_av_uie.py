@@ -230,6 +230,13 @@ def test_links_out_of_the_folder_are_refused(root, tmp_path):
     for task in ("ms3", "s4", "avcap"):
         with pytest.raises(DataError, match="leads outside the data folder"):
             decode(first(root, task), 16)
+    (root / "avqa/video/dir").mkdir()
+    (root / "avqa/video/dir/0.png").symlink_to("0.png")             # to itself
+    change(root, "avqa", video_path="dir")
+    with pytest.raises(DataError, match="0.png: video_path: no usable path"):
+        decode(first(root, "avqa"), 16)
+    said = {Path(error.file).name for _, _, error in check(root, progress=False).problems}
+    assert said == {"train.json[0]", "test.json[0]", "0.jpg", "0.png"}
     (root / "arig/train.json").unlink()
     (root / "arig/train.json").symlink_to(small.copy(root / "avqa", tmp_path / "avqa") / "train.json")
     with pytest.raises(DataError, match="leads outside the data folder"):
