@@ -56,7 +56,7 @@ class Attention(nn.Module):
     def __init__(self, width: int, heads: int, downsample: int = 1):
         super().__init__()
         inner = width // downsample
-        if inner % heads:
+        if heads < 1 or inner % heads:
             raise ValueError(f"MaskDecoder: attention width {inner} cannot be divided into {heads} heads")
         self.heads = heads
         self.q_proj, self.k_proj, self.v_proj = (nn.Linear(width, inner) for _ in range(3))
@@ -204,7 +204,11 @@ class SegmentationHead(nn.Module):
         self.decoders = nn.ModuleList(MaskDecoder(cfg.width, cfg.layers, cfg.heads, cfg.hidden)
                                       for _ in range(cfg.scales))
         self.position = PositionCode(cfg.width)
-        for decoder in self.decoders:                     # kept for published weights; an unambiguous prompt needs one
+        self.freeze_unused()
+
+    def freeze_unused(self) -> None:
+        """The parts of SAM's decoder that answer ambiguous prompts: kept for published weights, never trained here."""
+        for decoder in self.decoders:
             decoder.output_hypernetworks_mlps[1:].requires_grad_(False)
             decoder.iou_prediction_head.requires_grad_(False)
 

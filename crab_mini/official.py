@@ -7,6 +7,7 @@ stands between the teaching modules and the paper's system; every tensor must be
 none may be left over except those listed here by name. Nothing loads partially: all is checked before anything is kept.
 """
 
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -16,12 +17,16 @@ import torch.nn as nn
 from torch import Tensor
 
 from .audio_encoder import BEATs
-from .config import AudioConfig, LLMConfig, VisionConfig
+from .config import AudioConfig, LLMConfig, LoRAConfig, VisionConfig
 from .llm import LLM
+from .lora import InteractionLoRALinear
+from .mask_decoder import MaskDecoder
 from .official_files import WeightsError, load_config, load_file
+from .prompt_encoder import PromptedDecoder, PromptEncoder
 from .vision_encoder import ViT
 
-__all__ = ["WeightsError", "beats", "clip_vit", "llama", "load_config", "load_file"]
+__all__ = ["WeightsError", "beats", "clip_vit", "interaction_lora", "llama", "load_config", "load_file",
+           "sam_mask_decoder"]
 
 # Our names -> published ones, one part of a dotted name at a time; parts that are not listed are the same in both.
 BEATS_NAMES = {
@@ -37,12 +42,14 @@ CLIP_NAMES = {
     "up": "fc1", "down": "fc2", "pooled_norm": "post_layernorm"}
 LLAMA_NAMES = {
     "embed": "model.embed_tokens", "blocks": "model.layers", "attention": "self_attn",
-    "attention_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm", "norm": "model.norm", "head": "lm_head"}
+    "attention_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm", "norm": "model.norm",
+    "head": "lm_head"}
 
 # Tensors that released files also hold and that no module needs.
 BEATS_SPARE = r"(.*\.)?predictor\.(weight|bias)"
 CLIP_SPARE = r"(.*\.)?(embeddings\.position_ids|text_model\..*|visual_projection\..*|text_projection\..*|logit_scale)"
 LLAMA_SPARE = r"(.*\.)?layers\.\d+\.self_attn\.rotary_emb\.inv_freq"
+SAM_SPARE = r"(.*\.)?image_encoder\..*"
 
 
 def published_name(name: str, table: Mapping[str, str]) -> str:
@@ -55,7 +62,7 @@ def _found(value) -> str:
 
 
 def _shared_prefix(names, state) -> tuple[str, int]:
-    """What stands before most of `names` in the state dict ("", "vision_model.", "module.", ...), and before how many."""
+    """What stands before most of `names` in the state dict ("", "vision_model.", ...), and before how many."""
     known, votes = set(names), Counter({"": 0})
     for key in state:
         parts = key.split(".")
@@ -114,7 +121,7 @@ def load(call: str, build: Callable[[], nn.Module], tables: tuple[Mapping[str, s
 
 
 def number(call: str, config: Mapping, name: str, kind: type = int, default=None):
-    """A number of the configuration; WeightsError if it is not above 0 or of another type, or absent without default."""
+    """A number of the configuration; WeightsError if not above 0, of another type, or absent without default."""
     value = default if config.get(name) is None else config[name]
     if isinstance(value, bool) or not isinstance(value, (int, kind)) or value <= 0:
         found = repr(config[name]) if name in config else "nothing"
@@ -167,7 +174,7 @@ def clip_vit(config: Mapping, state_dict: Mapping[str, Tensor]) -> ViT:
 
 
 def llama(config: Mapping, state_dict: Mapping[str, Tensor]) -> LLM:
-    """Published LLaMA(-2), multi-head or grouped-query -> m(ids (B,L), attention_mask) -> logits; m.generate(ids, n)."""
+    """Published LLaMA(-2), all head layouts -> m(ids (B,L), attention_mask) -> logits (B,L,V); m.generate(ids, n)."""
     call = "official.llama"
     config = dict(config) | dict(config.get("rope_parameters") or {})             # where newer files put rope_theta
     require(call, config, hidden_act="silu", tie_word_embeddings=False, attention_bias=False, mlp_bias=False,
@@ -181,3 +188,60 @@ def llama(config: Mapping, state_dict: Mapping[str, Tensor]) -> LLM:
         rope_theta=number(call, config, "rope_theta", float, 10000.0))
     bare = {ours: name.removeprefix("model.") for ours, name in LLAMA_NAMES.items()}
     return load(call, lambda: LLM(cfg), (LLAMA_NAMES, bare), state_dict, LLAMA_SPARE)
+
+
+def _pair(call: str, config: Mapping, name: str) -> tuple[int, int]:
+    value = config.get(name)
+    if not isinstance(value, (list, tuple)) or len(value) != 2 or not all(type(n) is int and n > 0 for n in value):
+        raise WeightsError(f"{call}: config '{name}': expected two whole numbers, found {value!r}")
+    return tuple(value)
+
+
+def sam_mask_decoder(config: Mapping, state_dict: Mapping[str, Tensor]) -> PromptedDecoder:
+    """Published Segment Anything -> m(image_embeddings (1,C,h,w), sparse (N,K,C), dense (N,C,h,w)) -> masks
+    (N,4,4h,4w), iou (N,4); m.prompt(points, labels, boxes, masks) -> sparse, dense. The image encoder is not needed."""
+    call = "official.sam_mask_decoder"
+    require(call, config, transformer_activation="ReLU", upscaling_activation="GELU(erf)")
+    width = number(call, config, "transformer_dim")
+    sizes = {ours: number(call, config, name) for ours, name in {
+        "layers": "depth", "heads": "num_heads", "hidden": "mlp_dim"}.items()}
+    sizes |= {ours: number(call, config, name, default=default) for ours, name, default in (   # absent: SAM's defaults
+        ("masks", "num_multimask_outputs", 3), ("downsample", "attention_downsample_rate", 2),
+        ("iou_hidden", "iou_head_hidden_dim", 256), ("iou_depth", "iou_head_depth", 3))}
+    sizes["masks"] += 1                                                          # the single answer comes first
+    grid, frame = _pair(call, config, "image_embedding_size"), _pair(call, config, "input_image_size")
+    channels = number(call, config, "mask_in_chans", default=16)
+    return load(call, lambda: PromptedDecoder(PromptEncoder(width, grid, frame, channels), MaskDecoder(width, **sizes)),
+                ({},), state_dict, SAM_SPARE)
+
+
+def interaction_lora(config: Mapping, state_dict: Mapping[str, Tensor]) -> InteractionLoRALinear:
+    """One linear layer of published Crab -> m(x (B,T,in)) -> (B,T,out); m.route(x) -> (B,T,E).
+
+    config: r, lora_nums, lora_alpha, and where given lora_dropout, in_features, out_features and whether there is a
+    bias. Head i's published B_i is m.lora_B[i], transposed. A, B and the router take gradients; weight and bias do not.
+    """
+    call = "official.interaction_lora"
+    cfg = LoRAConfig(rank=number(call, config, "r"), heads=number(call, config, "lora_nums"),
+                     alpha=number(call, config, "lora_alpha", float),
+                     dropout=number(call, config, "lora_dropout", float) if config.get("lora_dropout") else 0.0)
+    prefix = next((key.removesuffix("lora_A.weight") for key in state_dict if key.endswith("lora_A.weight")), "")
+    found = getattr(state_dict.get(prefix + "weight"), "shape", ())
+    found = found if len(found) == 2 else (None, None)
+    out, inside = (number(call, config, f"{side}_features", default=n) for side, n in zip(("out", "in"), found))
+    bias = config.get("bias")
+    bias = bias if isinstance(bias, bool) else prefix + "bias" in state_dict     # an adapter's file says "none"
+    try:
+        layer = InteractionLoRALinear(nn.Linear(inside, out, bias, device="meta"), cfg)
+    except ValueError as error:
+        raise WeightsError(f"{call}: config: {error}") from None
+    if not math.isclose(number(call, config, "scaling", float, layer.scaling), layer.scaling, rel_tol=1e-4):
+        raise WeightsError(f"{call}: config 'scaling': expected {layer.scaling}, found {config['scaling']}")
+    heads = [f"lora_B{i}.weight" for i in range(cfg.heads)]
+    shapes = {"weight": (out, inside), "lora_A.weight": (cfg.rank, inside), "lora_route.weight": (cfg.heads, inside)}
+    shapes |= dict.fromkeys(heads, (out, cfg.rank)) | ({"bias": (out,)} if bias else {})
+    tensors = take(call, shapes, state_dict, spare="")
+    tensors["lora_B"] = torch.stack([tensors.pop(name).t() for name in heads])                   # (E,R,out)
+    layer.load_state_dict({name.replace("lora_A.weight", "lora_A").replace("lora_route.weight", "lora_route"): tensor
+                           for name, tensor in tensors.items()}, assign=True)
+    return layer.eval()
