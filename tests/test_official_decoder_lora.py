@@ -242,7 +242,8 @@ def test_lora_prefix_and_optional_fields():
     model = official.interaction_lora(saved, named)            # as an adapter's config file has it
     assert model.cfg == LoRAConfig(rank=8, heads=3, alpha=16.0, dropout=0.05)
     close(model(LORA["B/in/x"]), LORA["B/out/y"])
-    unbiased = official.interaction_lora({"r": 3, "lora_nums": 3, "lora_alpha": 16, "bias": "none"}, under(LORA, "A/sd/"))
+    saved = {"r": 3, "lora_nums": 3, "lora_alpha": 16, "bias": "none"}
+    unbiased = official.interaction_lora(saved, under(LORA, "A/sd/"))
     close(unbiased(LORA["A/in/x"]), LORA["A/out/y"])
 
 
