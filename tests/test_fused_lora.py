@@ -21,12 +21,12 @@ def inputs(N, width, out, rank, heads, dtype=torch.float64, seed=0):
     return [t.requires_grad_(i != 1) for i, t in enumerate(made)]
 
 
-def compare(kernel, shape, dtype, tolerance):
+def compare(kernel, shape, dtype, tolerance, device="cpu"):
     """Output and every gradient of `kernel` against the loop in float64, relative to the largest entry."""
-    args = inputs(*shape, dtype=dtype)
+    args = [t.detach().to(device).requires_grad_(i != 1) for i, t in enumerate(inputs(*shape, dtype=dtype))]
     exact = [t.detach().double().requires_grad_(i != 1) for i, t in enumerate(args)]
     y, want = fused_lora(*args, 2.0, kernel=kernel), loop(*exact, 2.0)
-    gy = torch.randn(want.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(dtype)
+    gy = torch.randn(want.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(device, dtype)
     y.backward(gy)
     want.backward(gy.double())
     pairs = [("y", y, want)] + [(n, a.grad, b.grad) for n, a, b in zip(("x", "W", "bias", "A", "R", "B"), args, exact)]
@@ -186,8 +186,9 @@ def test_a_kernel_that_does_not_fit_says_why(monkeypatch, capsys):
     half = [t.half() for t in args]
     fused_lora(*half, 1.0, kernel="cpp")
     assert "the cpp kernel does not know torch.float16" in capsys.readouterr().err
-    wide = torch.empty(1, device="meta", dtype=torch.bfloat16)
-    assert dispatch.refusal("cpp", wide, args[5]) == "the cpp kernel does not run on meta"
+    elsewhere = torch.empty(1, 1, device="meta")
+    assert dispatch.refusal("cpp", elsewhere, args[5]) == "the cpp kernel does not run on meta"
+    assert dispatch.refusal("cpp", args[0], torch.empty(9, 9, 5)) is None
 
 
 def test_benchmark_floors_are_the_operation_counts():

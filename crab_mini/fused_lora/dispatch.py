@@ -13,7 +13,7 @@ import torch
 from crab_mini.fused_lora import build, torch_path
 
 KERNELS = ("auto", "torch", "cpp", "cuda")
-MOST_COLUMNS = 128              # heads · rank that the CUDA kernels hold in registers; kernels.cuh says the same
+MOST_COLUMNS = 64               # heads · rank and heads + rank that the CUDA kernels hold in registers, as kernels.cuh
 _DTYPES = {"cpp": (torch.float32, torch.bfloat16, torch.float64), "cuda": (torch.float32, torch.bfloat16)}
 _said = set()
 
@@ -45,8 +45,10 @@ def refusal(name, x, B):
         return f"the {name} kernel does not run on {x.device.type}"
     if x.dtype not in _DTYPES[name]:
         return f"the {name} kernel does not know {x.dtype}"
-    if name == "cuda" and B.shape[0] * B.shape[1] > MOST_COLUMNS:
-        return f"heads x rank = {B.shape[0] * B.shape[1]} exceeds the {MOST_COLUMNS} that fit in registers"
+    heads, rank = B.shape[:2]
+    columns = max(heads * rank, heads + rank)
+    if name == "cuda" and columns > MOST_COLUMNS:
+        return f"{heads} heads of rank {rank} need {columns} sums a row, and {MOST_COLUMNS} fit in registers"
     return None
 
 

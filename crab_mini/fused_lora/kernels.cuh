@@ -68,12 +68,13 @@ __device__ inline void load(const T* row, int d, int width, float (&to)[V]) {
   for (int v = 0; v < V; ++v) to[v] = widen(group.at[v]);
 }
 
+// The same way back; d lies inside the row.
 template <typename T, int V>
-__device__ inline void store(T* row, int d, int width, const float (&from)[V]) {
+__device__ inline void store(T* row, int d, const float (&from)[V]) {
   struct alignas(V * sizeof(T)) Group { T at[V]; } group;
 #pragma unroll
   for (int v = 0; v < V; ++v) group.at[v] = narrow<T>(from[v]);
-  if (d < width) *reinterpret_cast<Group*>(row + d) = group;
+  *reinterpret_cast<Group*>(row + d) = group;
 }
 
 // values · keep · keep_scale for the entries d.. of a row; no mask leaves them.
@@ -251,7 +252,7 @@ __global__ void expand(T* y, Coefficients<T> c, Stacked<T> m, const unsigned cha
     load(row, d, width, old);
 #pragma unroll
     for (int v = 0; v < V; ++v) old[v] += sum[r][v];
-    store(row, d, width, old);
+    store(row, d, old);
   }
 }
 
