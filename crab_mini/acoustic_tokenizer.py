@@ -4,9 +4,9 @@
 
 This is the tokenizer of BEATs' first iteration (arXiv 2212.09058, section 3.3.1; section 3.2 for the loss): nothing of
 it is trained, yet patches that sound alike share a label, so predicting hidden labels teaches what sounds go on how.
-Unusual: both sides are brought to length one before the search, as in the random-projection quantizer that BEATs cites
-(arXiv 2202.01855); without it a patch's loudness decides: on the world's sounds the labels' perplexity is 51 with it
-and 7 without.
+Unusual: nearest means by direction, both sides brought to length one, as in the random-projection quantizer that BEATs
+cites (arXiv 2202.01855). Without it a patch's loudness decides: on 120 seconds of the world's sounds the labels'
+perplexity is 51 with it and 7 without (distances, patches scaled to the codes' size).
 Departs from BEATs in two places: hidden patches stay in the sequence as zeros (see `masked_prediction_loss`), and the
 later iterations, whose tokenizer is distilled from a trained encoder, are left out.
 """
@@ -38,8 +38,7 @@ class AcousticTokenizer(nn.Module):
         with torch.autocast(fbank.device.type, enabled=False):
             tiles = fbank.float().unfold(1, self.patch, self.patch).unfold(2, self.patch, self.patch)
             patches = tiles.flatten(3).flatten(1, 2)                             # (B,N,patch*patch)
-            projected = F.normalize(patches @ self.projection, dim=2)
-            return (projected @ self.codebook.T).argmax(2)      # of unit vectors, the nearest has the largest product
+            return (patches @ self.projection @ self.codebook.T).argmax(2)      # codes of length one: largest product
 
 
 def masked_prediction_loss(encoder: nn.Module, head: nn.Module, tokenizer: AcousticTokenizer,

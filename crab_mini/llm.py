@@ -11,6 +11,7 @@ read at hard-coded index offsets; the cache belongs to this file and not to a li
 """
 
 import math
+from dataclasses import replace
 
 import torch
 import torch.nn as nn
@@ -139,12 +140,12 @@ class Block(nn.Module):
 def _look_mask(valid: Tensor, queries: int) -> Tensor:
     """valid (B,K) over all keys, of which the last `queries` also ask -> (B,1,queries,K): causal and real.
 
-    A padded query sees itself: a row of nothing but -inf would be NaN after the softmax.
+    Every query sees itself, a padded one nothing else: a row of nothing but -inf would be NaN after the softmax.
     """
     keys = valid.shape[1]
     column = torch.arange(keys, device=valid.device)
     row = column[keys - queries:, None]                                          # (queries,1)
-    return ((column <= row) & valid[:, None, None, :]) | (column == row)
+    return ((column < row) & valid[:, None, None, :]) | (column == row)
 
 
 class LLM(nn.Module):
@@ -165,6 +166,21 @@ class LLM(nn.Module):
                 residual = name.endswith(("o_proj.weight", "down_proj.weight"))
                 nn.init.normal_(p, std=0.02 / math.sqrt(2 * cfg.layers) if residual else 0.02)
 
+    @torch.no_grad()
+    def grow(self, vocab: int) -> "LLM":
+        """Rows for added tokens in the embedding and the head, each the mean of the rows so far; ValueError if fewer.
+
+        Published weights do not know the special tokens; an average row is as likely as the average token, no more.
+        """
+        if vocab < self.cfg.vocab:
+            raise ValueError(f"grow: expected at least the {self.cfg.vocab} rows there are, found {vocab}")
+        for part in (self.embed, self.head):
+            new = part.weight.mean(0).expand(vocab - self.cfg.vocab, -1)
+            part.weight = nn.Parameter(torch.cat((part.weight, new)), part.weight.requires_grad)         # (vocab,D)
+        self.embed.num_embeddings = self.head.out_features = vocab
+        self.cfg = replace(self.cfg, vocab=vocab)
+        return self
+
     def encode(self, embeds: Tensor, mask: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
         """Token embeddings (B,L,D) -> states after the final norm (B,L,D); the state at l predicts token l + 1.
 
@@ -177,7 +193,7 @@ class LLM(nn.Module):
         past = 0 if cache is None else cache.length
         positions = torch.arange(length, device=embeds.device).expand(batch, -1)               # (B,L)
         if mask is not None:
-            positions = (mask.long().cumsum(1) - 1).clamp(min=0)
+            positions = mask.long().cumsum(1) - 1                    # -1 at padding: nobody reads what is there
         valid = mask
         if cache is not None:
             start, valid = cache.seen, cache.extend(mask, length)
@@ -219,7 +235,7 @@ class LLM(nn.Module):
             new = self.head(states[-1]).argmax(-1)                                             # (B,)
             if eos is not None:
                 new = torch.where(ended, eos, new)
-                ended = ended | (new == eos)
+                ended = new == eos
             ids.append(new)
             embeds, mask = self.embed(new)[:, None], None                                      # (B,1,D)
         return torch.stack(ids, 1), torch.stack(states, 1)

@@ -170,6 +170,21 @@ def test_residual_projections_start_smaller():
     assert float(llm.blocks[3].mlp.down_proj.weight.detach().std()) == pytest.approx(0.02 / 4, rel=0.1)
 
 
+def test_added_tokens_change_nothing_for_the_old_ones():
+    llm, ids = model(), ids_of(2, 5)
+    before = llm(ids)
+    llm.head.requires_grad_(False)
+    assert llm.grow(40) is llm and llm.cfg.vocab == 40
+    after = llm(ids)
+    torch.testing.assert_close(after[..., :37], before)
+    torch.testing.assert_close(after[..., 37:], before.mean(-1, keepdim=True).expand(-1, -1, 3), atol=1e-4, rtol=0)
+    assert llm(torch.tensor([[39]])).isfinite().all()
+    assert llm.embed.weight.requires_grad and not llm.head.weight.requires_grad
+    LLM(llm.cfg).load_state_dict(llm.state_dict())
+    with pytest.raises(ValueError, match="expected at least the 40 rows there are, found 39"):
+        llm.grow(39)
+
+
 def test_errors_are_one_clear_line():
     with pytest.raises(ValueError, match="found width 24, heads 5"):
         LLM(replace(CONFIG, heads=5, kv_heads=5))

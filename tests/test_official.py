@@ -194,13 +194,13 @@ def test_prefixes_come_and_go(golden, prefix):
 
 
 def test_weights_are_copies_in_fp32(golden):
-    state = {name: tensor.clone().bfloat16() for name, tensor in golden.state.items()}
-    model = golden.model(state)
-    with torch.no_grad():
-        for p in model.parameters():
-            assert p.dtype == torch.float32
-            p.zero_()
-    assert all(tensor.any() for tensor in state.values())
+    for dtype in (torch.float32, torch.bfloat16):
+        state = {name: tensor.clone().to(dtype) for name, tensor in golden.state.items()}
+        with torch.no_grad():
+            for p in golden.model(state).parameters():
+                assert p.dtype == torch.float32
+                p.zero_()
+        assert all(tensor.any() for tensor in state.values())
 
 
 @pytest.mark.parametrize("name, field, value, message", [
