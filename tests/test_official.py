@@ -278,7 +278,8 @@ def test_layers_of_a_large_clip_are_crabs():
     assert (cfg.mask_layers, cfg.llm_layer) == ((14, 22), 23)
 
 
-@pytest.mark.parametrize("part, module, expected", [("llm", LLM, 6.738e9), ("vision", ViT, 303e6), ("audio", BEATs, 90e6)])
+@pytest.mark.parametrize("part, module, expected", [("llm", LLM, 6.738e9), ("vision", ViT, 303e6),
+                                                    ("audio", BEATs, 90e6)])
 def test_the_papers_sizes_count_as_published(part, module, expected):
     with torch.device("meta"):
         count = sum(p.numel() for p in module(getattr(preset("paper"), part)).parameters())
