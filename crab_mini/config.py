@@ -107,6 +107,7 @@ class StageConfig:
     warmup: int = 50               # steps
     weight_decay: float = 0.01
     clip: float = 1.0              # largest gradient norm
+    minutes: float = 3.0           # what the steps take on two fast cores; --max-minutes is shared out by it
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,7 @@ class WorldConfig:
     clips: int = 3000
     test_clips: int = 700
     rows_per_task: int = 300       # test rows a task at most
+    seed: int = 0                  # of the scenes
 
 
 @dataclass(frozen=True)
@@ -136,6 +138,11 @@ class Config:
     align: StageConfig = StageConfig(steps=500)
     instruct: StageConfig = StageConfig(steps=800, lr=1e-3, muon_lr=0.0)
     seed: int = 0
+
+    def model_dict(self) -> dict:
+        """The sections that say what the model is, without LoRA."""
+        return {name: dataclasses.asdict(getattr(self, name))
+                for name in ("llm", "vision", "audio", "visual_qformer", "audio_qformer", "mask")}
 
     def to_dict(self) -> dict:
         """Plain nested dict, as checkpoints hold it."""
@@ -199,18 +206,65 @@ def override(cfg: Config, name: str, text: str) -> Config:
     return replace(cfg, **{section: replace(getattr(cfg, section), **{key: _read(text, kind, name)})})
 
 
-def _scaled(cfg: Config, **steps: int) -> Config:
-    return replace(cfg, **{name: replace(getattr(cfg, name), steps=count) for name, count in steps.items()})
+def _tiny() -> Config:
+    """Half an hour on two cores."""
+    return Config(
+        text=StageConfig(steps=1500, batch=64, lr=2e-3, minutes=8),
+        see=StageConfig(steps=1100, batch=64, minutes=2.2),
+        hear=StageConfig(steps=1300, batch=64, minutes=3),
+        speak=StageConfig(steps=500, batch=256, lr=2e-3, minutes=1),
+        segment=StageConfig(steps=550, batch=48, minutes=2),
+        align=StageConfig(steps=500, batch=64, muon_lr=0.0, minutes=3),
+        instruct=StageConfig(steps=800, batch=64, lr=2e-3, muon_lr=0.0, minutes=7))
 
 
-def _presets() -> dict[str, Config]:
-    tiny = Config()
-    return {"tiny": tiny}
+def _nano() -> Config:
+    """Minutes: for tests and for a first look; it learns its few clips, not the tasks."""
+    tiny = _tiny()
+    short = {name: replace(getattr(tiny, name), steps=steps, batch=16, warmup=5, minutes=0.2) for name, steps in
+             dict(text=60, see=40, hear=40, speak=40, segment=30, align=30, instruct=60).items()}
+    return replace(
+        tiny, llm=replace(tiny.llm, width=96, layers=2, hidden=256), world=WorldConfig(48, 16, 12),
+        vision=replace(tiny.vision, width=64, layers=2, heads=2, hidden=128, mask_layers=(1, 2), llm_layer=2),
+        audio=replace(tiny.audio, embed=32, width=64, layers=2, heads=2, hidden=128),
+        visual_qformer=replace(tiny.visual_qformer, width=64, heads=2, hidden=128, layers=1),
+        audio_qformer=replace(tiny.audio_qformer, width=64, heads=2, hidden=128, layers=1),
+        mask=replace(tiny.mask, width=64, heads=2, hidden=128, layers=1), lora=replace(tiny.lora, rank=4), **short)
+
+
+def _small() -> Config:
+    """A few hours on two cores, or a GPU."""
+    tiny = _tiny()
+    longer = {name: replace(getattr(tiny, name), steps=steps * getattr(tiny, name).steps,
+                            minutes=2.5 * steps * getattr(tiny, name).minutes) for name, steps in
+              dict(text=5, see=4, hear=4, speak=3, segment=4, align=4, instruct=5).items()}
+    return replace(
+        tiny, llm=replace(tiny.llm, width=256, layers=6, heads=4, kv_heads=4, hidden=688), world=WorldConfig(10000, 700),
+        vision=replace(tiny.vision, width=192, layers=6, heads=6, hidden=768, mask_layers=(3, 6), llm_layer=6),
+        audio=replace(tiny.audio, width=192, layers=6, heads=6, hidden=768),
+        visual_qformer=replace(tiny.visual_qformer, width=192, hidden=512),
+        audio_qformer=replace(tiny.audio_qformer, width=192, hidden=512), **longer)
+
+
+def _paper() -> Config:
+    """The paper's sizes: ViT-L/14 at 224, BEATs iter3+, LLaMA-2-7B, 32 + 32 queries, rank 8, three heads.
+
+    Layers are the official configuration's indices into hidden_states: 14 and 22 for the masks, 23 for the LLM (the
+    paper's text says 14 and 23).
+    """
+    qformer = QFormerConfig(768, 2, 12, 3072, 32, None)
+    return Config(
+        llm=LLMConfig(32000, 4096, 32, 32, 32, 11008), lora=LoRAConfig(8, 3, 16.0),
+        vision=VisionConfig(224, 14, 1024, 24, 16, 4096, mask_layers=(14, 22), llm_layer=23),
+        audio=AudioConfig(16, 512, 768, 12, 12, 3072, 128, 16, 320, 800),
+        visual_qformer=qformer, audio_qformer=qformer, mask=MaskConfig(256, 2, 8, 2048))
+
+
+_PRESETS = {"nano": _nano, "tiny": _tiny, "small": _small, "paper": _paper}
 
 
 def preset(name: str) -> Config:
     """A named configuration; ConfigError with the nearest names if there is none."""
-    presets = _presets()
-    if name not in presets:
-        raise ConfigError(f"--preset {name}: no such preset{_nearest(name, presets)}")
-    return presets[name]
+    if name not in _PRESETS:
+        raise ConfigError(f"--preset {name}: no such preset{_nearest(name, _PRESETS)}")
+    return _PRESETS[name]()

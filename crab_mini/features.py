@@ -1,7 +1,7 @@
 """Frozen encoders run once: the features of every frame and every second of sound, in half precision.
 
 Frames and seconds are kept by the hash of their content, so a picture that serves five tasks is encoded once, and a
-changed picture is a new one. `Features.add` encodes what is new; `visual(frames)` / `audio(seconds)` look up.
+changed picture is a new one. `Features.see` and `Features.hear` encode what is new and say where in the arrays each piece is.
 """
 
 import hashlib
@@ -61,9 +61,9 @@ class Features:
                 return self.crab.see(part.to(self.device))
         return self.visual.add(frames, encode, "see")
 
-    def hear(self, seconds: Tensor) -> Tensor:
-        """seconds (N,S) float -> rows (N,) of audio.array() (.,P,Da)."""
+    def hear(self, mels: Tensor) -> Tensor:
+        """mels (N,F,128) float16 -> rows (N,) of audio.array() (.,P,Da)."""
         def encode(part):
             with self.autocast():
-                return self.crab.hear(part.to(self.device))
-        return self.audio.add(seconds, encode, "hear")
+                return self.crab.hear(part.to(self.device).float())
+        return self.audio.add(mels, encode, "hear")

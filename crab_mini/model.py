@@ -15,7 +15,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from .audio_encoder import BEATs, fbank
+from .audio_encoder import BEATs
 from .batch import Batch
 from .config import Config
 from .llm import LLM
@@ -65,6 +65,13 @@ class Crab(nn.Module):
         self.register_buffer("pixel_mean", torch.tensor(CLIP_MEAN)[:, None, None], persistent=False)
         self.register_buffer("pixel_std", torch.tensor(CLIP_STD)[:, None, None], persistent=False)
 
+    def only(self, *parts: nn.Module) -> None:
+        """Freezes everything but these parts (and within them what no output depends on)."""
+        self.requires_grad_(False)
+        for part in parts:
+            part.requires_grad_(True)
+        self.segmentation.freeze_unused()
+
     def with_lora(self) -> "Crab":
         """Freezes the LLM and gives every linear layer of its blocks the interaction-aware LoRA."""
         self.llm.requires_grad_(False)
@@ -79,9 +86,9 @@ class Crab(nn.Module):
         return torch.stack([states[i][:, 1:] for i in self.cfg.vision.kept], 1)
 
     @torch.no_grad()
-    def hear(self, seconds: Tensor) -> Tensor:
-        """seconds (N,S) float waveforms -> (N,P,Da)."""
-        return self.audio(fbank(seconds))[0]
+    def hear(self, mels: Tensor) -> Tensor:
+        """Log-mels (N,F,128) of one piece of sound each -> (N,P,Da)."""
+        return self.audio(mels)[0]
 
     def interface_tokens(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The two Q-Formers on a batch's features: (sum T, Q, D) of each."""

@@ -5,6 +5,8 @@ bootstrap serves all of them. An answer that cannot be parsed scores zero and is
 same samples by the same statistic: what one gets without listening, looking or learning.
 """
 
+import dataclasses
+import json
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -176,6 +178,14 @@ def score(task: str, answers: list[Answer], vocabulary: list[str]) -> dict:
     """-> {"scores": [Score], "n": rows, "unparsed": answers that could not be read}."""
     scores = score_avcap(answers, vocabulary) if task == "avcap" else SCORES[task](answers)
     return {"scores": scores, "n": len(answers), "unparsed": sum(a.parsed is None for a in answers)}
+
+
+def as_json(results: dict[str, dict], **facts) -> str:
+    """The results and some facts about the run, without the per-sample values."""
+    plain = {task: {"n": r["n"], "unparsed": r["unparsed"],
+                    "scores": [{k: v for k, v in dataclasses.asdict(s).items() if k != "values"} for s in r["scores"]]}
+             for task, r in results.items()}
+    return json.dumps({"facts": facts, "results": plain}, indent=1)
 
 
 def table(results: dict[str, dict]) -> str:

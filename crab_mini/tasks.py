@@ -5,6 +5,7 @@ A row is one annotation in the AV-UIE layout (a dict). `TASKS["ave"].prompt(row)
 value, or None where the answer cannot be read (it then scores zero and is counted).
 """
 
+import difflib
 import json
 import re
 from dataclasses import dataclass
@@ -119,6 +120,16 @@ TASKS = {task.name: task for task in (
     Task("avcap", 10, "label_content",
          lambda row: "describe what is seen and heard.", lambda row: row["label_content"], parse_caption),
 )}
+
+
+def parse_tasks(text: str) -> list[str]:
+    """`all` or names with commas -> task names; ValueError with the nearest valid names."""
+    names = list(TASKS) if text == "all" else [name.strip() for name in text.split(",") if name.strip()]
+    for name in names or [text]:
+        if name not in TASKS:
+            close = difflib.get_close_matches(name, TASKS, n=2) or list(TASKS)
+            raise ValueError(f"--task {name}: no such task; nearest: {', '.join(close)}")
+    return list(dict.fromkeys(names))
 
 
 def question_type(row: dict) -> tuple[str, str]:

@@ -5,6 +5,7 @@ layer says the pixels too. BEATs: the first part of the steps is its own masked 
 (BEATs, section 3.2), the rest adds what is heard in the second and what is loudest.
 """
 
+import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -49,7 +50,7 @@ class Sounds(Draw):
     def __init__(self, clips: Clips, batch: int, seed: int, steps: int, rank: int = 0, world: int = 1):
         super().__init__(clips, batch, seed, rank, world)
         heard, loudest = zip(*(clips.present(i) for i in range(len(clips))))
-        self.heard, self.loudest = torch.tensor(heard).float(), torch.tensor(loudest)        # (N,T,C), (N,T)
+        self.heard, self.loudest = torch.tensor(np.stack(heard)).float(), torch.tensor(np.stack(loudest))   # (N,T,C), (N,T)
         self.masked_steps = int(MASKED_SHARE * steps)
 
     def at(self, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -65,10 +66,9 @@ class SeeStage(nn.Module):
         super().__init__()
         cfg = crab.cfg.vision
         self.crab, self.patch = crab, cfg.patch
-        crab.requires_grad_(False)
-        crab.vision.requires_grad_(True)
-        self.solid = nn.ModuleList(nn.Linear(cfg.width, cfg.patch ** 2) for _ in cfg.mask_layers)
-        self.shares = nn.ModuleList(nn.Linear(cfg.width, categories + 1) for _ in cfg.mask_layers)
+        crab.only(crab.vision)
+        self.solid_heads = nn.ModuleList(nn.Linear(cfg.width, cfg.patch ** 2) for _ in cfg.mask_layers)
+        self.share_heads = nn.ModuleList(nn.Linear(cfg.width, categories + 1) for _ in cfg.mask_layers)
 
     def losses(self, batch: tuple[Tensor, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
         """{part: (sum, count)}: cross-entropy of a patch's shares, binary cross-entropy of its pixels."""
@@ -76,10 +76,10 @@ class SeeStage(nn.Module):
         crab = self.crab
         states = crab.vision.hidden_states((frames.float() / 255 - crab.pixel_mean) / crab.pixel_std)
         tiles = labels.unfold(1, self.patch, self.patch).unfold(2, self.patch, self.patch).flatten(3).flatten(1, 2)
-        share = F.one_hot(tiles, self.shares[0].out_features).float().mean(2)                # (n,P,1+C)
+        share = F.one_hot(tiles, self.share_heads[0].out_features).float().mean(2)                # (n,P,1+C)
         solid = (tiles > 0).float()                                                          # (n,P,patch*patch)
         parts = {"share": 0.0, "solid": 0.0}
-        for layer, by_share, by_pixel in zip(crab.cfg.vision.mask_layers, self.shares, self.solid):
+        for layer, by_share, by_pixel in zip(crab.cfg.vision.mask_layers, self.share_heads, self.solid_heads):
             patches = states[layer][:, 1:]
             logits = by_share(patches).float()
             parts["share"] = parts["share"] + F.cross_entropy(logits.flatten(0, 1), share.flatten(0, 1), reduction="sum")
@@ -95,12 +95,11 @@ class HearStage(nn.Module):
     def __init__(self, crab: Crab, categories: int):
         super().__init__()
         self.crab = crab
-        crab.requires_grad_(False)
-        crab.audio.requires_grad_(True)
+        crab.only(crab.audio)
         self.labels = AcousticTokenizer(crab.cfg.audio)
         self.label_head = nn.Linear(crab.cfg.audio.width, self.labels.codes)
-        self.heard = nn.Linear(crab.cfg.audio.width, categories)
-        self.loudest = nn.Linear(crab.cfg.audio.width, categories + 1)
+        self.heard_head = nn.Linear(crab.cfg.audio.width, categories)
+        self.loudest_head = nn.Linear(crab.cfg.audio.width, categories + 1)
 
     def losses(self, batch: tuple[Tensor, Tensor, Tensor, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
         """{part: (sum, count)}."""
@@ -108,7 +107,7 @@ class HearStage(nn.Module):
         if masked:
             return {"masked": masked_prediction_loss(self.crab.audio, self.label_head, self.labels, mels)}
         features = self.crab.audio(mels)[0].mean(1)                                          # (n,Da)
-        return {"heard": (F.binary_cross_entropy_with_logits(self.heard(features).float(), heard, reduction="sum"),
+        return {"heard": (F.binary_cross_entropy_with_logits(self.heard_head(features).float(), heard, reduction="sum"),
                           torch.tensor(len(heard))),
-                "loudest": (F.cross_entropy(self.loudest(features).float(), loudest, reduction="sum"),
+                "loudest": (F.cross_entropy(self.loudest_head(features).float(), loudest, reduction="sum"),
                             torch.tensor(len(heard)))}

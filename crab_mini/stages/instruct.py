@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ..audio_encoder import fbank
 from ..av_uie import Row, Sample, decode, read_annotations
 from ..batch import Item
 from ..features import Features
@@ -76,7 +77,7 @@ class Rows:
         key = (row.video, row.audio) if row.video else (row.uid,)
         if key not in seen:
             sample = decode(row, self.cfg.vision.image)
-            places = (sample, self.features.see(sample.frames), self.features.hear(sample.audio))
+            places = (sample, self.features.see(sample.frames), self.features.hear(fbank(sample.audio).half()))
             if row.video:
                 seen[key] = (replace(sample, frames=torch.empty(0), audio=torch.empty(0)), *places[1:])
         else:

@@ -10,6 +10,8 @@ import torch.nn as nn
 from torch import Tensor
 
 from ..batch import Batch, Item
+from ..features import Features
+from ..lora import lora_parameters
 from ..model import Crab, mask_losses
 from ..tokenizer import Tokenizer
 from ..world.clips import Clips
@@ -20,13 +22,14 @@ from .text import Script, meant, pose, seconds_of, text_of
 
 
 class ClipFeatures:
-    """The frozen features and the scripts of all clips. visual (N,T,K,P,Dv), audio (N,T,P,Da), float16."""
+    """The frozen features and the scripts of all clips. visual (M,K,P,Dv) and audio (M,P,Da), float16, hold each
+    different picture and second once; frames and sounds (N,T) say where."""
 
-    def __init__(self, clips: Clips, crab: Crab, encode_frames, encode_mels):
-        self.clips = clips
-        count, seconds = clips.frames.shape[:2]
-        self.visual = encode_frames(clips.frames.flatten(0, 1)).unflatten(0, (count, seconds))
-        self.audio = encode_mels(clips.mels.flatten(0, 1)).unflatten(0, (count, seconds))
+    def __init__(self, clips: Clips, features: Features):
+        self.clips, crab = clips, features.crab
+        self.frames = features.see(clips.frames.flatten(0, 1)).view(clips.frames.shape[:2])
+        self.sounds = features.hear(clips.mels.flatten(0, 1)).view(clips.mels.shape[:2])
+        self.visual, self.audio = features.visual.array(), features.audio.array()
         scripts = [script(view, list(clips.categories)) for view in clips.views]
         self.visual_script = torch.from_numpy(np.stack([s[0] for s in scripts])).half()     # (N,T,Q,words)
         self.audio_script = torch.from_numpy(np.stack([s[1] for s in scripts])).half()
@@ -44,7 +47,7 @@ class Words(Draw):
 
     def at(self, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         at, f = self.index(step), self.features
-        return (f.visual[at][:, f.llm_layer].float(), f.audio[at].float(),
+        return (f.visual[f.frames[at], f.llm_layer].float(), f.audio[f.sounds[at]].float(),
                 f.visual_script[at].float(), f.audio_script[at].float())
 
 
@@ -54,9 +57,7 @@ class SpeakStage(nn.Module):
     def __init__(self, crab: Crab, script_words: Script):
         super().__init__()
         self.crab, self.script = crab, script_words.requires_grad_(False)
-        crab.requires_grad_(False)
-        crab.visual_qformer.requires_grad_(True)
-        crab.audio_qformer.requires_grad_(True)
+        crab.only(crab.visual_qformer, crab.audio_qformer)
 
     def losses(self, batch: tuple[Tensor, Tensor, Tensor, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
         """{part: (sum, count)}: squared error relative to the spread of the words' embeddings."""
@@ -91,13 +92,12 @@ class ClipRows:
                 named, masks, at = meant(view, row, task, f.clips.categories), None, None
                 if named is not None:
                     t = row.get("frame_idx", row.get("idx"))
-                    at = f.visual[clip, t][f.mask_layers]
+                    at = f.visual[f.frames[clip, t]][f.mask_layers]
                     shown = f.clips.labels[clip, t]                                         # (H,W)
                     masks = torch.stack([torch.isin(shown, group.nonzero()[:, 0] + 1) for group in named])
-                visual, audio = (f.visual_script, f.audio_script) if self.scripted else \
-                    (f.visual[:, :, f.llm_layer], f.audio)
-                items.append(Item(task, f.clips.vids[clip], row, text.ids, text.trained, visual[clip, seconds],
-                                  audio[clip, seconds], at, masks, named))
+                visual, audio = (f.visual_script[clip, seconds], f.audio_script[clip, seconds]) if self.scripted \
+                    else (f.visual[f.frames[clip, seconds], f.llm_layer], f.audio[f.sounds[clip, seconds]])
+                items.append(Item(task, f.clips.vids[clip], row, text.ids, text.trained, visual, audio, at, masks, named))
         return items[:count]
 
 
@@ -107,14 +107,12 @@ class SegmentStage(nn.Module):
     def __init__(self, crab: Crab, script_words: Script):
         super().__init__()
         self.crab, self.script = crab, script_words.requires_grad_(False)
-        crab.requires_grad_(False)
-        crab.segmentation.requires_grad_(True)
-        crab.mask_prompt.requires_grad_(True)
+        crab.only(crab.segmentation, crab.mask_prompt)
 
     def losses(self, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
         """{part: (sum, count)}."""
         with torch.no_grad():
-            tokens = self.script.tokens(batch.visual.float(), batch.audio.float())
+            tokens = self.script.tokens(batch.visual, batch.audio)
             hidden = self.crab.states(batch, *tokens)
             states = self.crab.mask_states(hidden, batch.ids, batch.trained)
         return mask_losses(self.crab.mask_logits(states, batch.mask_features), batch.masks)
@@ -126,10 +124,9 @@ class WholeStage(nn.Module):
     def __init__(self, crab: Crab, soft: Tensor | None = None):
         super().__init__()
         self.crab = crab
-        for part in (crab.visual_qformer, crab.audio_qformer, crab.mask_prompt, crab.segmentation):
-            part.requires_grad_(True)
-        crab.vision.requires_grad_(False)
-        crab.audio.requires_grad_(False)
+        crab.only(crab.visual_qformer, crab.audio_qformer, crab.mask_prompt, crab.segmentation)
+        for parameter in lora_parameters(crab.llm):
+            parameter.requires_grad_(True)
         self.register_buffer("soft", soft, persistent=False)
 
     def losses(self, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:

@@ -21,7 +21,7 @@ from ..world.script import audio_words, script, visual_words
 from ..world.write import POSE
 from .rows import WEIGHTS
 
-NOISE = 0.1                 # of the script's embeddings, relative to their size: real interfaces are never exact
+NOISE = 0.1                 # how much each word of a script is said louder or softer: real interfaces are never exact
 
 
 def pose(view: View, rng, tries: int, weights: dict[str, float] = WEIGHTS, reasoning: bool = True):
@@ -56,6 +56,15 @@ def meant(view: View, row: dict, task: str, categories) -> Tensor | None:
     return named
 
 
+def world_text(categories, seed: int, scenes: int = 400):
+    """Prompts and answers of many scenes, one string each: what the tokenizer learns its words from."""
+    rng = np.random.default_rng([seed, 5])
+    for _ in range(scenes):
+        view = View(sample_scene(int(rng.integers(1 << 39)), tuple(categories)))
+        for task, row in pose(view, rng, 12):
+            yield f"{TASKS[task].prompt(row)} {TASKS[task].answer(row)}"
+
+
 class ScriptRows:
     """draw(rng, count): items whose visual and audio are scripts of scenes that nobody rendered."""
 
@@ -68,7 +77,8 @@ class ScriptRows:
         while len(items) < count:
             seed = int(rng.integers(1 << 39))
             view = View(sample_scene(seed, tuple(self.categories)))
-            visual, audio = map(torch.from_numpy, script(view, self.categories))
+            visual, audio = (torch.from_numpy(words * (1 + NOISE * rng.standard_normal(words.shape, np.float32)))
+                             for words in script(view, self.categories))
             for task, row in pose(view, rng, 4, self.weights):
                 seconds = seconds_of(task, row)
                 text = text_of(self.tokenizer, self.cfg, task, row, seconds, self.reasoning)
@@ -84,15 +94,13 @@ class Script(nn.Module):
     def __init__(self, crab: Crab, categories: int):
         super().__init__()
         width = crab.cfg.llm.width
-        self.visual = nn.Linear(visual_words(categories), width, bias=False)
-        self.audio = nn.Linear(audio_words(categories), width, bias=False)
-        self.named = nn.Linear(crab.cfg.mask.width, categories)
-        for table in (self.visual, self.audio):
-            nn.init.normal_(table.weight, std=0.02)
+        self.visual = nn.Parameter(0.02 * torch.randn(visual_words(categories), width))
+        self.audio = nn.Parameter(0.02 * torch.randn(audio_words(categories), width))
+        self.named_head = nn.Linear(crab.cfg.mask.width, categories)
 
     def tokens(self, visual: Tensor, audio: Tensor) -> tuple[Tensor, Tensor]:
         """Scripts (N,Q,words) -> tokens (N,Q,D)."""
-        return self.visual(visual), self.audio(audio)
+        return visual.float() @ self.visual, audio.float() @ self.audio
 
 
 class TextStage(nn.Module):
@@ -101,19 +109,15 @@ class TextStage(nn.Module):
     def __init__(self, crab: Crab, script_words: Script):
         super().__init__()
         self.crab, self.script = crab, script_words
-        crab.requires_grad_(False)
-        crab.llm.requires_grad_(True)
-        crab.mask_prompt.requires_grad_(True)
+        crab.only(crab.llm, crab.mask_prompt)
 
     def losses(self, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
         """{part: (sum, count)}."""
-        visual, audio = (t + NOISE * t.detach().float().std() * torch.randn_like(t)
-                         for t in self.script.tokens(batch.visual, batch.audio))
-        hidden = self.crab.states(batch, visual, audio)
+        hidden = self.crab.states(batch, *self.script.tokens(batch.visual, batch.audio))
         parts = {"text": self.crab.text_loss(batch, hidden)}
         if batch.named is not None:
             states = self.crab.mask_states(hidden, batch.ids, batch.trained)            # (G,6,D)
-            logits = self.script.named(self.crab.mask_prompt(states)).float()           # (G,6,C)
+            logits = self.script.named_head(self.crab.mask_prompt(states)).float()           # (G,6,C)
             wanted = batch.named[:, None].expand_as(logits)
             parts["named"] = (F.binary_cross_entropy_with_logits(logits, wanted, reduction="sum"),
                               torch.tensor(wanted.numel()))
