@@ -155,7 +155,8 @@ def _arig(entry: dict, place: str) -> None:
 
 def _masked(entry: dict, place: str) -> None:
     if entry["frame_idx"] >= CLIP_SECONDS:
-        raise DataError(place, "frame_idx", f"expected a frame from 0 to {CLIP_SECONDS - 1}, found {entry['frame_idx']}")
+        raise DataError(place, "frame_idx", f"expected a frame from 0 to {CLIP_SECONDS - 1}, "
+                                            f"found {entry['frame_idx']}")
 
 
 _MEANING = {"ave": _ave, "avvp": _avvp, "arig": _arig, "s4": _masked, "ms3": _masked, "avss": _masked}

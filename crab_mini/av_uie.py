@@ -275,7 +275,7 @@ def _decode_picture(row: Row, size: int) -> Sample:
 
 
 def read_masks(row: Row, size: int) -> tuple[Tensor | None, Tensor | None]:
-    """The row's mask (1, H, W) bool or class map (H, W), and the map of everything visible; None where there is none."""
+    """The row's mask (1, H, W) bool or class map (H, W), and the map of all that is visible; None where absent."""
     if row.mask is None:
         return None, None
     shape = picture_size(row.image, "image_path")

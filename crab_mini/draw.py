@@ -45,17 +45,16 @@ def panel(sample: Sample, prompt: str = "", answer: str = "", prediction: Predic
         large.append(_target("all visible", sample, sample.visible, None, INK))
     rows.append(_side_by_side([image for image in large if image is not None]))
     rows.append(_sound(sample))
-    rows += [_spans(sample, name, events_of, colour) for name, events_of, colour in (
-        ("truth", events(sample.task, sample.row), TRUTH), ("predicted", prediction.events if prediction else [], GUESS))
-        if events_of]
-    rows += [_text(f"{name}: {text}", colour) for name, text, colour in (
-        ("prompt", prompt, INK), ("answer", answer, TRUTH), ("prediction", prediction.text if prediction else "", GUESS))
-        if text]
+    guess = prediction or Prediction()
+    spans = (("truth", events(sample.task, sample.row), TRUTH), ("predicted", guess.events, GUESS))
+    rows += [_spans(sample, name, found, colour) for name, found, colour in spans if found]
+    texts = (("prompt", prompt, INK), ("answer", answer, TRUTH), ("prediction", guess.text, GUESS))
+    rows += [_text(f"{name}: {text}", colour) for name, text, colour in texts if text]
     return _stack([row for row in rows if row is not None])
 
 
 def overlay(frame: Tensor, masks: Tensor | None, colour: tuple[int, int, int], side: int = LARGE) -> Image.Image:
-    """A frame (3, H, W) uint8 enlarged to side x side, with a mask (1, h, w) bool tinted, or a class map (h, w) coloured."""
+    """A frame (3, H, W) uint8 as side x side pixels, a mask (1, h, w) bool tinted or a class map (h, w) coloured."""
     image = Image.fromarray(frame.permute(1, 2, 0).numpy()).resize((side, side), Image.Resampling.BICUBIC)
     if masks is None:
         return image

@@ -46,8 +46,8 @@ def weights_key(state: dict[str, Tensor], *facts) -> str:
     parts = [repr((FORMAT, *facts)).encode()]
     for name in sorted(state):
         value = state[name].detach().cpu().contiguous()
-        parts += [f"{name} {value.dtype} {tuple(value.shape)}".encode(), value.view(-1).view(torch.uint8).numpy().tobytes()
-                  if value.numel() else b""]
+        data = value.view(-1).view(torch.uint8).numpy().tobytes() if value.numel() else b""
+        parts += [f"{name} {value.dtype} {tuple(value.shape)}".encode(), data]
     return digest(*parts).hex()
 
 

@@ -1,4 +1,4 @@
-"""A complete AV-UIE folder of all nine tasks in a few dozen kilobytes, for the tests: real formats, invented content."""
+"""A complete AV-UIE folder of all nine tasks in some kilobytes, for the tests: real formats, invented content."""
 
 import json
 import shutil

@@ -258,7 +258,8 @@ def test_a_pipe_does_not_hang(root):
 def test_damaged_json(root):
     path = root / "ave/train.json"
     good = path.read_bytes()
-    for data, line in ((good[:-9], "no valid JSON"), (b"", "no valid JSON"), (good.replace(b"Bell", b"\xff\xfe"), "not UTF-8"),
+    for data, line in ((good[:-9], "no valid JSON"), (b"", "no valid JSON"),
+                       (good.replace(b"Bell", b"\xff\xfe"), "not UTF-8"),
                        (b"{}", "expected a list of samples, found dict"), (b"[]", "empty: no samples"),
                        (b"[" * 100000, "no valid JSON"), (b"[3]", "expected an object, found int")):
         path.write_bytes(data)

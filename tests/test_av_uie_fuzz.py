@@ -67,7 +67,7 @@ def only(whole: Path, task: str, target: Path) -> Path:
 
 
 def lines(root: Path, task: str) -> list[str]:
-    """What `check` says, less the missing test.json; the loader must agree that something is wrong, or that nothing is."""
+    """What `check` says, less the missing test.json; the loader must agree that there is a fault, or none."""
     said = [str(e) for _, _, e in check(root, progress=False).problems if not e.file.endswith("test.json")]
     problems = []
     try:

@@ -168,8 +168,10 @@ def test_bad_samples_stop_or_are_left_out(root, tmp_path):
 
 def test_two_processes_share_the_work(root, tmp_path):
     rows, encoders, results = read_annotations(root, "train"), Encoders(), []
-    threads = [threading.Thread(target=lambda: results.append(cache_of(tmp_path, encoders).prepare(rows, progress=False)))
-               for _ in range(3)]
+
+    def work():
+        results.append(cache_of(tmp_path, encoders).prepare(rows, progress=False))
+    threads = [threading.Thread(target=work) for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
