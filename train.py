@@ -166,7 +166,7 @@ def train(crab, tokenizer: Tokenizer, cfg: Config, options, run: Run, data: Path
     depends["clips"] = dataclasses.asdict(cfg.world)
     stage("see", SeeStage(crab, len(CATEGORIES)), lambda: Pictures(clips(), cfg.see.batch, seed, *share))
     stage("hear", HearStage(crab, len(CATEGORIES)),
-          lambda: Sounds(clips(), cfg.hear.batch, seed, cfg.hear.steps, *share))
+          lambda: Sounds(clips(), cfg.hear.batch, seed, cfg.hear.steps, cfg.audio.patch, *share))
     stage("speak", SpeakStage(crab, words), lambda: Words(clip_features(), cfg.speak.batch, seed, *share))
     stage("segment", SegmentStage(crab, words), lambda: Stream(
         ClipRows(cfg, tokenizer, clip_features(), reasoning, MASK_WEIGHTS, scripted=True), tokenizer,

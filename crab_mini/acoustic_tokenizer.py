@@ -41,20 +41,23 @@ class AcousticTokenizer(nn.Module):
             return (patches @ self.projection @ self.codebook.T).argmax(2)      # codes of length one: largest product
 
 
-def masked_prediction_loss(encoder: nn.Module, head: nn.Module, tokenizer: AcousticTokenizer,
-                           fbank: Tensor) -> tuple[Tensor, Tensor]:
+def draw_hidden(rows: int, patches: int, rng: torch.Generator) -> Tensor:
+    """Which patches are hidden (rows,patches) bool: MASKED of them in each row. rng: a generator on the CPU."""
+    chosen = torch.rand(rows, patches, generator=rng).topk(round(MASKED * patches), 1).indices
+    return torch.zeros(rows, patches, dtype=torch.bool).scatter_(1, chosen, True)
+
+
+def masked_prediction_loss(encoder: nn.Module, head: nn.Module, tokenizer: AcousticTokenizer, fbank: Tensor,
+                           hidden: Tensor) -> tuple[Tensor, Tensor]:
     """Cross-entropy of the hidden patches' labels, summed, and their number: fbank (B,F,128) -> (sum, count).
 
-    encoder: a BEATs; head: features (...,D) -> logits (...,C). Which patches are hidden is drawn from torch's global
-    generator, the same number in each row. BEATs leaves hidden patches out of the encoder and gives them to a deeper
-    label predictor; here the encoder sees all places, the hidden ones as zeros like padding. Its position code is a
-    convolution over neighbours, which a sequence with holes closed up would mislead, and no parameter is needed that
-    the published encoder does not have.
+    encoder: a BEATs; head: features (...,D) -> logits (...,C); hidden (B,N) bool, see `draw_hidden`: part of the batch,
+    so that a step hides the same patches however many processes share it. BEATs leaves hidden patches out of the
+    encoder and gives them to a deeper label predictor; here the encoder sees all places, the hidden ones as zeros like
+    padding. Its position code is a convolution over neighbours, which a sequence with holes closed up would mislead,
+    and no parameter is needed that the published encoder does not have.
     """
     tokens = encoder.embed(fbank)                                                # (B,N,D)
-    count = round(MASKED * tokens.shape[1])
-    hidden = torch.zeros(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
-    hidden.scatter_(1, torch.rand(tokens.shape[:2], device=tokens.device).topk(count, 1).indices, True)
     features = encoder.encode(tokens.masked_fill(hidden[..., None], 0))          # (B,N,D)
     logits, labels = head(features[hidden]).float(), tokenizer(fbank)[hidden]    # (B*count,C), (B*count,)
     return F.cross_entropy(logits, labels, reduction="sum"), torch.tensor(len(labels), device=labels.device)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from crab_mini.acoustic_tokenizer import MASKED, AcousticTokenizer, masked_prediction_loss
+from crab_mini.acoustic_tokenizer import MASKED, AcousticTokenizer, draw_hidden, masked_prediction_loss
 from crab_mini.audio_encoder import BEATs, distance_buckets, fbank, fold_mask, mel_banks
 from crab_mini.config import AudioConfig
 
@@ -30,6 +30,10 @@ def model(cfg: AudioConfig = CONFIG) -> BEATs:
 
 def sound(*shape: int) -> torch.Tensor:
     return torch.rand(shape, generator=torch.Generator().manual_seed(1)) - 0.5
+
+
+def seeded(number: int) -> torch.Generator:
+    return torch.Generator().manual_seed(number)
 
 
 def mels_of(frames: int, batch: int = 2) -> torch.Tensor:
@@ -250,7 +254,8 @@ def test_only_hidden_patches_are_predicted_and_the_encoder_does_not_see_them():
         seen["features"] = features
         return torch.zeros(len(features), 256)
 
-    total, count = masked_prediction_loss(Spy(), head, AcousticTokenizer(CONFIG), mels_of(32, 3))
+    total, count = masked_prediction_loss(Spy(), head, AcousticTokenizer(CONFIG), mels_of(32, 3),
+                                          draw_hidden(3, 16, seeded(5)))
     hidden = seen["tokens"][..., 0] == 0
     assert hidden.sum(1).tolist() == [round(16 * MASKED)] * 3 and int(count) == 36
     assert len(hidden.unique(dim=0)) == 3                    # each row hides others
@@ -265,8 +270,8 @@ def test_masked_prediction_learns():
     tone = torch.randn(1, 1, 128) + torch.zeros(4, 32, 1)    # one frame repeated: the other patches tell
     optimiser = torch.optim.AdamW([*beats.parameters(), *head.parameters()], 1e-2)
     losses = []
-    for _ in range(40):
-        total, count = masked_prediction_loss(beats, head, tokenizer, tone)
+    for step in range(40):
+        total, count = masked_prediction_loss(beats, head, tokenizer, tone, draw_hidden(4, 16, seeded(step)))
         optimiser.zero_grad()
         (total / count).backward()
         optimiser.step()

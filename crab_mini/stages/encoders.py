@@ -11,7 +11,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..acoustic_tokenizer import AcousticTokenizer, masked_prediction_loss
+from ..acoustic_tokenizer import AcousticTokenizer, draw_hidden, masked_prediction_loss
 from ..model import Crab
 from ..world.clips import Clips
 
@@ -24,12 +24,15 @@ class Draw:
     def __init__(self, clips: Clips, batch: int, seed: int, rank: int = 0, world: int = 1):
         self.clips, self.batch, self.seed, self.rank, self.world = clips, batch, seed, rank, world
 
-    def index(self, step: int) -> tuple[Tensor, Tensor]:
-        """Which seconds of which clips this process takes."""
+    def draw(self, step: int) -> tuple[Tensor, Tensor]:
+        """The seconds of clips of a whole step, over all processes."""
         rng = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
         clip = torch.randint(len(self.clips), (self.batch,), generator=rng)
-        second = torch.randint(self.clips.frames.shape[1], (self.batch,), generator=rng)
-        return clip[self.rank::self.world], second[self.rank::self.world]
+        return clip, torch.randint(self.clips.frames.shape[1], (self.batch,), generator=rng)
+
+    def index(self, step: int) -> tuple[Tensor, Tensor]:
+        """Which seconds of which clips this process takes."""
+        return tuple(places[self.rank::self.world] for places in self.draw(step))
 
     def ids(self, step: int) -> list[str]:
         """Which samples a step uses, for messages."""
@@ -45,18 +48,23 @@ class Pictures(Draw):
 
 
 class Sounds(Draw):
-    """at(step) -> mels (n,F,128), heard (n,C) float, loudest (n,) int64, masked () bool: whether to only predict labels."""
+    """at(step) -> mels (n,F,128), heard (n,C) float, loudest (n,) int64, hidden (n,N) bool: the patches whose labels are
+    to be predicted, none once the first part of the stage is over. patch: side of the encoder's patches."""
 
-    def __init__(self, clips: Clips, batch: int, seed: int, steps: int, rank: int = 0, world: int = 1):
+    def __init__(self, clips: Clips, batch: int, seed: int, steps: int, patch: int, rank: int = 0, world: int = 1):
         super().__init__(clips, batch, seed, rank, world)
         heard, loudest = zip(*(clips.present(i) for i in range(len(clips))))
         self.heard, self.loudest = torch.tensor(np.stack(heard)).float(), torch.tensor(np.stack(loudest))   # (N,T,C), (N,T)
         self.masked_steps = int(MASKED_SHARE * steps)
+        self.patches = (clips.mels.shape[2] // patch) * (clips.mels.shape[3] // patch)
 
     def at(self, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         at = self.index(step)
-        return (self.clips.mels[at].float(), self.heard[at], self.loudest[at],
-                torch.tensor(step < self.masked_steps))
+        hidden = torch.zeros(self.batch, self.patches, dtype=torch.bool)
+        if step < self.masked_steps:
+            rng = torch.Generator().manual_seed((1 << 40) + self.seed * 1_000_003 + step)
+            hidden = draw_hidden(self.batch, self.patches, rng)
+        return self.clips.mels[at].float(), self.heard[at], self.loudest[at], hidden[self.rank::self.world]
 
 
 class SeeStage(nn.Module):
@@ -103,9 +111,9 @@ class HearStage(nn.Module):
 
     def losses(self, batch: tuple[Tensor, Tensor, Tensor, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
         """{part: (sum, count)}."""
-        mels, heard, loudest, masked = batch
-        if masked:
-            return {"masked": masked_prediction_loss(self.crab.audio, self.label_head, self.labels, mels)}
+        mels, heard, loudest, hidden = batch
+        if hidden.any():
+            return {"masked": masked_prediction_loss(self.crab.audio, self.label_head, self.labels, mels, hidden)}
         features = self.crab.audio(mels)[0].mean(1)                                          # (n,Da)
         return {"heard": (F.binary_cross_entropy_with_logits(self.heard_head(features).float(), heard, reduction="sum"),
                           torch.tensor(len(heard))),

@@ -39,16 +39,19 @@ class ClipFeatures:
 
 
 class Words(Draw):
-    """at(step) -> features and scripts of single seconds: visual (n,P,Dv), audio (n,P,Da) and their scripts."""
+    """at(step) -> features of single seconds, visual (n,P,Dv) and audio (n,P,Da), the scripts of the whole step, over all
+    processes, (batch,Q,words) each, and which of those are this process's (n,)."""
 
     def __init__(self, features: ClipFeatures, batch: int, seed: int, rank: int = 0, world: int = 1):
         super().__init__(features.clips, batch, seed, rank, world)
         self.features = features
 
-    def at(self, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        at, f = self.index(step), self.features
+    def at(self, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        everyone, f = self.draw(step), self.features
+        mine = torch.arange(self.batch)[self.rank::self.world]
+        at = tuple(places[mine] for places in everyone)
         return (f.visual[f.frames[at], f.llm_layer].float(), f.audio[f.sounds[at]].float(),
-                f.visual_script[at].float(), f.audio_script[at].float())
+                f.visual_script[everyone].float(), f.audio_script[everyone].float(), mine)
 
 
 class SpeakStage(nn.Module):
@@ -59,9 +62,9 @@ class SpeakStage(nn.Module):
         self.crab, self.script = crab, script_words.requires_grad_(False)
         crab.only(crab.visual_qformer, crab.audio_qformer)
 
-    def losses(self, batch: tuple[Tensor, Tensor, Tensor, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
-        """{part: (sum, count)}: squared error relative to the spread of the words' embeddings."""
-        visual, audio, visual_script, audio_script = batch
+    def losses(self, batch: tuple[Tensor, ...]) -> dict[str, tuple[Tensor, Tensor]]:
+        """{part: (sum, count)}: squared error relative to the spread of the words' embeddings in the whole step."""
+        visual, audio, visual_script, audio_script, mine = batch
         grid, bins = self.crab.cfg.vision.grid, 128 // self.crab.cfg.audio.patch
         said = (self.crab.visual_qformer(visual, grid, grid),
                 self.crab.audio_qformer(audio, audio.shape[1] // bins, bins))
@@ -69,7 +72,7 @@ class SpeakStage(nn.Module):
         for name, tokens, wanted in zip(("seen", "heard"), said, self.script.tokens(visual_script, audio_script)):
             wanted = wanted.float()
             spread = (wanted - wanted.mean((0, 1))).square().mean()
-            parts[name] = ((tokens.float() - wanted).square().sum() / spread, torch.tensor(wanted.numel()))
+            parts[name] = ((tokens.float() - wanted[mine]).square().sum() / spread, torch.tensor(tokens.numel()))
         return parts
 
 
