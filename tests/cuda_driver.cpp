@@ -42,7 +42,8 @@ int main(int, char** arguments) {
   Array x(in, rows * width * bytes), A(in, rank * width * bytes), R(in, heads * width * bytes);
   Array B(in, heads * rank * wide * bytes), y(in, rows * wide * bytes), gy(in, rows * wide * bytes);
   Array gx(in, rows * width * bytes), keep(in, sizes[6] ? rows * width : 0);
-  Array z(rank * rows * bytes), g(heads * rows * 4), gAR((rank + heads) * width * bytes), gB(heads * rank * wide * bytes);
+  Array z(rank * rows * bytes), g(heads * rows * 4);
+  Array gAR((rank + heads) * width * bytes), gB(heads * rank * wide * bytes);
   Array workspace(crab::workspace_floats(p) * 4);
   const auto* mask = sizes[6] ? reinterpret_cast<const unsigned char*>(keep.bytes.get()) : nullptr;
   crab::forward(p, x.bytes.get(), A.bytes.get(), R.bytes.get(), B.bytes.get(), mask, y.bytes.get(), z.bytes.get(),

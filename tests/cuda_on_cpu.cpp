@@ -29,6 +29,9 @@ void __sanitizer_finish_switch_fiber(void* fake_stack, const void** bottom, std:
 dim3 threadIdx, blockIdx, blockDim, gridDim;
 
 namespace emulator {
+
+long warp_shuffles = 0;
+
 namespace {
 
 constexpr std::size_t STACK = 256 << 10;
@@ -100,7 +103,8 @@ void back_to_scheduler(State state, int line) {
 }
 
 void fiber_main() {
-  if (__sanitizer_finish_switch_fiber) __sanitizer_finish_switch_fiber(nullptr, &scheduler_stack, &scheduler_stack_size);
+  if (__sanitizer_finish_switch_fiber)
+    __sanitizer_finish_switch_fiber(nullptr, &scheduler_stack, &scheduler_stack_size);
   acquire(begin_tag);
   (*body)();
   release(end_tag);
@@ -124,6 +128,7 @@ bool resolve_warps(std::vector<Fiber>& fibers) {
     bool together = true;
     for (std::size_t i = 1; i < lanes; ++i) together = together && warp[i].state == state && warp[i].line == warp->line;
     if (!together) continue;
+    warp_shuffles += state == State::at_shuffle;
     for (std::size_t i = 0; state == State::at_shuffle && i < lanes; ++i) {
       if (std::size_t(i ^ warp[i].step) >= lanes) fail("shuffle from a lane that does not exist (line %d)", warp->line);
       warp[i].received = warp[i ^ warp[i].step].value;

@@ -34,6 +34,7 @@ inline const char* cudaGetErrorString(cudaError_t) { return ""; }
 
 namespace emulator {
 
+extern long warp_shuffles;              // done so far, one for the 32 lanes together
 void seed(unsigned value);              // of the order of blocks and threads in the launches to come
 [[noreturn]] void fail(const char* format, ...);  // one line on stderr, exit status 3
 void block_barrier(int line);
@@ -46,7 +47,8 @@ void launch(dim3 grid, dim3 block, const std::function<void()>& kernel);
 template <typename T>
 class Shared {
  public:
-  Shared(const char* name, int count) : name_(name), count_(count), data_(static_cast<T*>(shared_memory(name, count * sizeof(T)))) {}
+  Shared(const char* name, int count)
+      : name_(name), count_(count), data_(static_cast<T*>(shared_memory(name, count * sizeof(T)))) {}
   T& operator[](int i) {
     if (i < 0 || i >= count_) fail("shared memory out of bounds: %s[%d] of %d", name_, i, count_);
     return data_[i];

@@ -5,6 +5,7 @@ AddressSanitizer + UBSan) and held against float64 numpy. Says nothing about spe
 """
 
 import os
+import re
 import shutil
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
@@ -44,6 +45,7 @@ def programs(tmp_path_factory):
         return job, target
 
     jobs = [(source, name) for source in ("cuda_driver", "cuda_bugs") for name in SANITIZERS]
+    jobs.append(("cuda_ladder", "plain"))                   # counts in containers, which TSan would take for races
     with ThreadPoolExecutor(2) as pool:
         return dict(pool.map(compile_one, jobs))
 
@@ -71,7 +73,8 @@ def problem(shape, bfloat16=False, masked=False):
     rows, width, out, rank, heads = shape
     rng = np.random.default_rng(sum(shape))
     scaling, keep_scale = 2.0, 1 / 0.7 if masked else 1.0
-    shapes = ((rows, width), (rank, width), (heads, width), (heads * rank, out), (rows, out), (rows, out), (rows, width))
+    shapes = ((rows, width), (rank, width), (heads, width), (heads * rank, out), (rows, out), (rows, out),
+              (rows, width))
     packed, tensors = [], []
     for s in shapes:
         t = rng.standard_normal(s).astype(np.float32) * s[-1] ** -0.25
@@ -134,6 +137,31 @@ def test_the_shipped_kernels_match_float64_and_do_not_depend_on_the_order(progra
 @pytest.mark.parametrize("shape, bfloat16, masked", [
     ((37, 70, 45, 3, 2), False, True), ((37, 64, 40, 3, 2), True, False), ((1, 20, 28, 3, 3), False, False),
     ((21, 32, 48, 8, 4), False, False), ((9, 40, 24, 16, 4), True, True)])
-def test_the_shipped_kernels_are_free_of_races_and_stay_in_bounds(programs, sanitizer, shape, bfloat16, masked, tmp_path):
+def test_the_shipped_kernels_have_no_race_and_stay_in_bounds(programs, sanitizer, shape, bfloat16, masked, tmp_path):
     data, wanted = problem(shape, bfloat16, masked)
     answer(programs["cuda_driver", sanitizer], data, wanted, bfloat16, 1, tmp_path)
+
+
+def ladder(programs, *arguments):
+    """Step -> (error against float64, lines asked for, shuffles) of ladder.cuh."""
+    result = run(programs["cuda_ladder", "plain"], *arguments)
+    assert result.returncode == 0, result.stderr
+    rows = [line.split() for line in result.stdout.splitlines()]
+    return {name: (float(error), int(lines), int(shuffles)) for name, error, lines, shuffles in rows}
+
+
+@pytest.mark.parametrize("rows, width, rank", [(64, 256, 11), (37, 70, 5), (1, 3, 1), (130, 33, 16)])
+def test_every_step_of_the_ladder_is_right(programs, rows, width, rank):
+    for seed in range(2):
+        steps = ladder(programs, rows, width, rank, seed)
+        assert len(steps) == 4
+        for name, (error, *_) in steps.items():
+            assert error <= 1e-7 * width, (name, error)
+
+
+def test_the_ladders_table_is_what_the_emulation_counts(programs):
+    text = (HERE.parent / "crab_mini" / "fused_lora" / "ladder.cuh").read_text()
+    table = {name: (int(lines), int(shuffles)) for name, lines, shuffles in
+             re.findall(r"^//   \d (one_\w+) +(\d+) +(\d+)", text, re.MULTILINE)}
+    counted = {name: counts for name, (_, *counts) in ladder(programs, 64, 256, 11, 1).items()}
+    assert table == {name: tuple(counts) for name, counts in counted.items()}

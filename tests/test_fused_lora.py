@@ -148,10 +148,16 @@ def test_the_operator_is_registered_faithfully():
     torch.library.opcheck(op.operator, (*args, 2.0, None, 1.0, "torch"))
 
 
-def test_auto_never_compiles_and_says_once_what_runs(monkeypatch, capsys):
+def forget(monkeypatch):
+    """As in a new process: nothing decided yet, nothing said."""
     monkeypatch.setattr(dispatch, "_said", set())
-    monkeypatch.setattr(build, "folder", lambda name: Path("/nowhere"))
+    monkeypatch.setattr(dispatch, "_decided", {})
     build.load.cache_clear()
+
+
+def test_auto_never_compiles_and_says_once_what_runs(monkeypatch, capsys):
+    forget(monkeypatch)
+    monkeypatch.setattr(build, "folder", lambda name: Path("/nowhere"))
     monkeypatch.setattr(build, "compile_kernel", lambda name: pytest.fail("auto compiled"))
     monkeypatch.delenv("CRAB_KERNEL", raising=False)
     args = [t.detach() for t in inputs(4, 6, 5, 2, 3, torch.float32)]
@@ -160,16 +166,15 @@ def test_auto_never_compiles_and_says_once_what_runs(monkeypatch, capsys):
     build.load.cache_clear()
     assert torch.equal(y, fused_lora(*args, 1.0, kernel="torch"))
     said = capsys.readouterr().err.splitlines()
-    assert said == ["fused_lora: torch for torch.float32 on cpu, as the cpp kernel is not built "
+    assert said == ["fused_lora: torch for torch.float32 on cpu: the cpp kernel is not built "
                     "(python -m crab_mini.fused_lora build)"]
 
 
 def test_a_failed_build_falls_back_with_the_reason(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(dispatch, "_said", set())
+    forget(monkeypatch)
     monkeypatch.setattr(build, "folder", lambda name: tmp_path)
     monkeypatch.setattr(build, "compile_kernel", lambda name: "g++: not found\nand a long story")
     monkeypatch.setenv("CRAB_KERNEL", "cpp")
-    build.load.cache_clear()
     args = [t.detach() for t in inputs(4, 6, 5, 2, 3, torch.float32)]
     y = fused_lora(*args, 1.0)
     build.load.cache_clear()
@@ -179,7 +184,7 @@ def test_a_failed_build_falls_back_with_the_reason(monkeypatch, capsys, tmp_path
 
 
 def test_a_kernel_that_does_not_fit_says_why(monkeypatch, capsys):
-    monkeypatch.setattr(dispatch, "_said", set())
+    forget(monkeypatch)
     args = [t.detach() for t in inputs(4, 6, 5, 2, 3, torch.float32)]
     assert torch.equal(fused_lora(*args, 1.0, kernel="cuda"), fused_lora(*args, 1.0, kernel="torch"))
     assert "the cuda kernel does not run on cpu" in capsys.readouterr().err

@@ -79,8 +79,9 @@ def test_router_weights_sum_to_one_and_choose_the_head():
     assert g.shape == (2, 4, 3) and torch.allclose(g.sum(-1), torch.ones(2, 4))
     with torch.no_grad():
         layer.lora_route.copy_(torch.stack([x[0, 0] * k for k in (-50, 50, -50)]))
-    head = nn.functional.linear(x[0, 0], layer.weight, layer.bias) + layer.scaling * (layer.lora_A @ x[0, 0]) @ layer.lora_B[1]
-    assert torch.allclose(layer(x)[0, 0], head, atol=1e-5)
+    base = nn.functional.linear(x[0, 0], layer.weight, layer.bias)
+    head = layer.scaling * (layer.lora_A @ x[0, 0]) @ layer.lora_B[1]
+    assert torch.allclose(layer(x)[0, 0], base + head, atol=1e-5)
 
 
 def test_two_and_three_dimensional_input_agree_and_modes_chain():

@@ -56,3 +56,17 @@ def test_both_dtypes_are_read_sixteen_bytes_at_a_time(architectures, tmp_path):
         wide = re.search(r"bfloat16ELi8E|IfLi4E", name) is not None       # the variants for aligned rows
         assert wide == bool(re.search(r"ld\.global(\.nc)?\.v4\.[fub]32", kernel)), name
         assert "asm" not in kernel and "mma." not in kernel and "atom." not in kernel, name
+
+
+def test_the_ladder_compiles_too(architectures, tmp_path):
+    source = tmp_path / "ladder.cu"
+    steps = ["one_thread_one_sum", "one_warp_one_sum", "one_warp_one_row<16, const float*>",
+             "one_warp_four_rows<16, const float*>"]
+    source.write_text('#include "ladder.cuh"\n' + "".join(
+        f"template __global__ void crab::ladder::{step}(const float*, const float*, float*, int, int, int);\n"
+        for step in steps))
+    command = ["nvcc", "-O3", "-std=c++17", f"-arch=sm_{architectures[-1]}", "-I", str(SOURCE.parent), "-Xptxas", "-v",
+               "-c", str(source), "-o", str(tmp_path / "ladder.o")]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert re.findall(r"(\d+) bytes spill stores", result.stderr) == ["0"] * 4

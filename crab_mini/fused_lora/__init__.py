@@ -52,7 +52,7 @@ def _check(x, weight, bias, A, R, B, keep, dropout, dtype):
     if B.dim() != 3:
         raise ValueError(f"fused_lora: B must be (E, R, out), found {tuple(B.shape)}")
     if weight.requires_grad:
-        raise ValueError("fused_lora: weight is the frozen base and gets no gradient: call weight.requires_grad_(False)")
+        raise ValueError("fused_lora: weight is the frozen base and gets no gradient; requires_grad_(False) is missing")
     (out, width), (heads, rank, _) = weight.shape, B.shape
     wanted = {"A": (A, (rank, width)), "R": (R, (heads, width)), "B": (B, (heads, rank, out)), "bias": (bias, (out,)),
               "keep": (keep, x.shape), "weight": (weight, (out, width))}

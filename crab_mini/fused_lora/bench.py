@@ -1,11 +1,13 @@
 """What the branch costs: forward + backward of each kernel, beside a frozen linear layer and official Crab's loop.
 
-The contenders of one size take turns within a round and the ratio to the linear layer is formed inside the round, so
-that a busy machine slows both alike; the median over the rounds is printed. The floor is the share of extra floating
+The contenders of one size take turns within a round, in an order drawn anew (what ran before decides which memory is
+still mapped and cached), and the ratio to the linear layer is formed inside the round, so that a busy machine slows
+both alike; the median over the rounds is printed. The floor is the share of extra floating
 point operations (on a GPU also of bytes): no kernel can be below it. Run by `python -m crab_mini.fused_lora bench`.
 """
 
 import os
+import random
 import statistics
 import time
 
@@ -70,10 +72,11 @@ def forward_backward(step, tensors):
 
 def interleaved(contenders, tensors, rounds):
     """Name -> milliseconds of each round, every contender once a round, after two rounds of warming up."""
+    random.seed(0)
     device = tensors[0].device.type
     times = {name: [] for name in contenders}
     for turn in range(rounds + 2):
-        for name, step in contenders.items():
+        for name, step in random.sample(list(contenders.items()), len(contenders)):
             started = clock(device)
             forward_backward(step, tensors)
             if turn >= 2:

@@ -17,8 +17,10 @@ using OptTensor = std::optional<Tensor>;
 
 // One line for a tensor that the kernels could not read as they will.
 void check(const char* name, const Tensor& tensor, at::IntArrayRef shape, at::ScalarType type, const Tensor& x) {
-  TORCH_CHECK(tensor.device() == x.device(), "fused_lora cuda: ", name, " is on ", tensor.device(), ", x on ", x.device());
-  TORCH_CHECK(tensor.scalar_type() == type, "fused_lora cuda: ", name, " must be ", type, ", found ", tensor.scalar_type());
+  const auto device = tensor.device();
+  const auto found = tensor.scalar_type();
+  TORCH_CHECK(device == x.device(), "fused_lora cuda: ", name, " is on ", device, ", x on ", x.device());
+  TORCH_CHECK(found == type, "fused_lora cuda: ", name, " must be ", type, ", found ", found);
   TORCH_CHECK(tensor.sizes() == shape, "fused_lora cuda: ", name, " must be ", shape, ", found ", tensor.sizes());
   TORCH_CHECK(tensor.is_contiguous(), "fused_lora cuda: ", name, " must be contiguous");
 }
@@ -29,7 +31,7 @@ crab::Problem problem(const Tensor& x, const Tensor& weight, const Tensor& A, co
   const auto type = x.scalar_type();
   TORCH_CHECK(x.is_cuda() && x.dim() == 2, "fused_lora cuda: x must be (N, in) on a CUDA device, found ", x.sizes(),
               " on ", x.device());
-  TORCH_CHECK(type == at::kFloat || type == at::kBFloat16, "fused_lora cuda: x must be float32 or bfloat16, found ", type);
+  TORCH_CHECK(type == at::kFloat || type == at::kBFloat16, "fused_lora cuda: x must be Float or BFloat16, found ", type);
   TORCH_CHECK(weight.dim() == 2 && A.dim() == 2 && R.dim() == 2, "fused_lora cuda: weight, A and R must be matrices");
   const int64_t N = x.size(0), in = x.size(1), out = weight.size(0), rank = A.size(0), heads = R.size(0);
   check("x", x, {N, in}, type, x);

@@ -24,7 +24,8 @@ using OptTensor = std::optional<Tensor>;
 // its call (12 µs through oneDNN for bfloat16, where whole threads' shares do best), and at least one block a thread.
 int64_t block_rows(const Tensor& x, int64_t out) {
   const int64_t bytes = x.element_size() * (x.size(1) + out), threads = at::get_num_threads();
-  const int64_t most = x.scalar_type() == at::kBFloat16 ? 8192 : std::clamp<int64_t>((int64_t{4} << 20) / bytes, 256, 1024);
+  const int64_t fitting = std::clamp<int64_t>((int64_t{4} << 20) / bytes, 256, 1024);
+  const int64_t most = x.scalar_type() == at::kBFloat16 ? 8192 : fitting;
   return std::min(most, (x.size(0) + threads - 1) / threads);
 }
 
@@ -136,7 +137,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& gy, const Tens
                                                     const Tensor& z, const Tensor& g, double scaling,
                                                     const OptTensor& keep, double keep_scale, bool need_x) {
   at::AutoDispatchBelowADInplaceOrView no_autograd;
-  require_contiguous({{"gy", &gy}, {"x", &x}, {"weight", &weight}, {"A", &A}, {"R", &R}, {"B", &B}, {"z", &z}, {"g", &g}});
+  require_contiguous({{"gy", &gy}, {"x", &x}, {"weight", &weight}, {"A", &A}, {"R", &R}, {"B", &B}, {"z", &z},
+                      {"g", &g}});
   const int64_t N = x.size(0), out = weight.size(0), rank = A.size(0), heads = R.size(0);
   Tensor gx = at::empty({need_x ? N : 0, x.size(1)}, x.options());
   const Tensor AR = at::cat({A, R}), B_all = B.flatten(0, 1);
@@ -145,7 +147,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& gy, const Tens
   std::vector<Tensor> sums_AR(threads), sums_B(threads);
   at::parallel_for(0, (N + rows - 1) / rows, 1, [&](int64_t begin, int64_t end) {
     at::AutoDispatchBelowADInplaceOrView no_autograd_here;
-    Tensor sum_AR = at::zeros({rank + heads, x.size(1)}, g.options()), sum_B = at::zeros({heads * rank, out}, g.options());
+    Tensor sum_AR = at::zeros({rank + heads, x.size(1)}, g.options());
+    Tensor sum_B = at::zeros({heads * rank, out}, g.options());
     for (int64_t block = begin; block < end; ++block) {
       const int64_t first = block * rows, n = std::min(rows, N - first);
       const Tensor xs = x.narrow(0, first, n), gys = gy.narrow(0, first, n);

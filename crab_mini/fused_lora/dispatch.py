@@ -1,5 +1,7 @@
 """Which kernel runs: CRAB_KERNEL or an explicit name, and what `auto` takes for a tensor's device, dtype and shape.
 
+Decided once for each of these, and said once on stderr.
+
 `auto` never compiles anything: it takes a compiled kernel that is there already (`python -m crab_mini.fused_lora
 build`), else torch. Asking for `cpp` or `cuda` builds it on first use; where that fails or does not fit the tensor,
 torch runs instead, and one line on stderr says why.
@@ -15,6 +17,7 @@ from crab_mini.fused_lora import build, torch_path
 KERNELS = ("auto", "torch", "cpp", "cuda")
 MOST_COLUMNS = 64               # heads · rank and heads + rank that the CUDA kernels hold in registers, as kernels.cuh
 _DTYPES = {"cpp": (torch.float32, torch.bfloat16, torch.float64), "cuda": (torch.float32, torch.bfloat16)}
+_decided = {}                   # what was asked for, device, dtype, heads and rank -> the module that runs
 _said = set()
 
 
@@ -24,15 +27,28 @@ def pick(kernel, x, B):
     kernel: one of KERNELS, or "" for CRAB_KERNEL (default auto). Raises ValueError for another name.
     """
     asked = kernel or os.environ.get("CRAB_KERNEL") or "auto"
+    if x.shape[0] == 0:
+        return torch_path
+    key = (asked, x.device, x.dtype, B.shape[0], B.shape[1])
+    if key not in _decided:
+        _decided[key] = _decide(asked, x, B)
+    return _decided[key]
+
+
+def _decide(asked, x, B):
+    """`pick` without its memory; says what runs, and why."""
     if asked not in KERNELS:
         raise ValueError(f"CRAB_KERNEL: expected one of {', '.join(KERNELS)}, found {asked!r}")
-    if asked == "torch" or x.shape[0] == 0:
+    if asked == "torch":
         return torch_path
     name = asked if asked != "auto" else x.device.type.replace("cpu", "cpp")
     reason = refusal(name, x, B)
     compiled, missing = build.load(name, compile_it=asked != "auto") if reason is None else (None, reason)
-    _say_once(f"fused_lora: {name if compiled else 'torch'} for {x.dtype} on {x.device.type}"
-              f"{'' if compiled else f', as {missing}'}")
+    why = "as asked" if asked != "auto" else "the fastest that is built and fits"
+    line = f"fused_lora: {name if compiled else 'torch'} for {x.dtype} on {x.device.type}: {why if compiled else missing}"
+    if line not in _said:
+        _said.add(line)
+        print(line, file=sys.stderr)
     return compiled or torch_path
 
 
@@ -50,10 +66,3 @@ def refusal(name, x, B):
     if name == "cuda" and columns > MOST_COLUMNS:
         return f"{heads} heads of rank {rank} need {columns} sums a row, and {MOST_COLUMNS} fit in registers"
     return None
-
-
-def _say_once(line):
-    """Prints a line the first time that it comes up."""
-    if line not in _said:
-        _said.add(line)
-        print(line, file=sys.stderr)

@@ -79,7 +79,8 @@ __device__ inline void store(T* row, int d, const float (&from)[V]) {
 
 // values · keep · keep_scale for the entries d.. of a row; no mask leaves them.
 template <int V>
-__device__ inline void drop(const unsigned char* keep, float keep_scale, int row, int d, int width, float (&values)[V]) {
+__device__ inline void drop(const unsigned char* keep, float keep_scale, int row, int d, int width,
+                            float (&values)[V]) {
   if (!keep || d >= width) return;
 #pragma unroll
   for (int v = 0; v < V; ++v) values[v] *= keep[size_t(row) * width + d + v] ? keep_scale : 0.0f;

@@ -14,7 +14,7 @@ from crab_mini.fused_lora import dispatch, torch_path
 
 
 def apply(x, weight, bias, A, R, B, scaling, keep, keep_scale, kernel):
-    """y (N, out), differentiable. Arguments as `reference.fused`; kernel: one of dispatch.KERNELS or "" (CRAB_KERNEL)."""
+    """y (N, out), differentiable. Arguments as `reference.fused`; kernel: of dispatch.KERNELS, or "" (CRAB_KERNEL)."""
     if torch.compiler.is_compiling():
         return operator(x, weight, bias, A, R, B, scaling, keep, keep_scale, kernel)[0]
     return Eager.apply(x, weight, bias, A, R, B, scaling, keep, keep_scale, kernel)
@@ -36,12 +36,13 @@ def backward(gy, x, weight, A, R, B, z, g, scaling, keep, keep_scale, need_x, ke
     run = dispatch.pick(kernel, x, B)
     gx, *gradients = run.backward(gy.to(x.dtype).contiguous(), x, *_cast(x, weight, A, R, B), z, g, scaling, keep,
                                   keep_scale, need_x)
-    return gx, *(grad.to(p.dtype) for grad, p in zip(gradients, (A, R, B)))
+    return gx, *[grad if grad.dtype is p.dtype else grad.to(p.dtype) for grad, p in zip(gradients, (A, R, B))]
 
 
 def _cast(x, *parameters):
     """The parameters in the dtype of x, contiguous, as every kernel wants them."""
-    return [p.to(x.dtype).contiguous() for p in parameters]
+    dtype = x.dtype                                         # asked first: nothing to do is the usual case, and quick
+    return [p if p.dtype is dtype and p.is_contiguous() else p.to(dtype).contiguous() for p in parameters]
 
 
 def _save(ctx, inputs, output):
