@@ -78,6 +78,25 @@ def test_masks_are_where_things_changed_the_picture():
         assert not masks[~visible].any() and masks[visible].any((1, 2)).all()
 
 
+class Flat(Procedural):
+    """The procedural things before one grey."""
+
+    def __init__(self, grey: float):
+        self.grey = grey
+
+    def background(self, seed: int, frames: int, image: int) -> np.ndarray:
+        return np.full((frames, image, image, 3), self.grey, np.float32)
+
+
+def test_a_mask_is_where_less_than_half_of_the_background_shines_through():
+    for category in CATEGORIES:
+        scene = Scene(0, (thing(category, ALL, angle=11.0),), 5, 0.0)
+        (dark, mask), (light, _) = (pictures(scene, 64, Flat(grey)) for grey in (20.0, 220.0))
+        through = (light[0].astype(float) - dark[0]).mean(-1) / 200
+        clear = np.abs(through - 0.5) > 0.02
+        assert np.array_equal((through < 0.5)[clear], mask[0, 0][clear]), category
+
+
 def test_a_later_thing_hides_an_earlier_one():
     behind, before = thing("drum", ALL, at=(0.45, 0.5)), thing("bell", ALL, at=(0.55, 0.5))
     alone = pictures(Scene(0, (behind,), 5, 0.0), 64, Procedural())[1][0]

@@ -15,8 +15,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..audio_encoder import fbank
-from ..media import AVSBENCH_CLASSES, DataError
+from ..media import DataError
 from .annotate import View
+from .bank import class_names
 from .scene import RATE, SECONDS, sample_scene
 
 
@@ -39,7 +40,7 @@ class Clips:
                       for v in self.vids]
         lookup = np.zeros(256, np.uint8)
         for k, name in enumerate(self.categories):
-            lookup[AVSBENCH_CLASSES.index(name) if name in AVSBENCH_CLASSES else k + 1] = k + 1
+            lookup[class_names(self.categories).index(name)] = k + 1
         image = index["image"]
         self.frames = torch.empty(len(self.vids), SECONDS, 3, image, image, dtype=torch.uint8)
         self.labels = torch.empty(len(self.vids), SECONDS, image, image, dtype=torch.uint8)

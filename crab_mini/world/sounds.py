@@ -176,19 +176,19 @@ VOICES: dict[str, Callable[[Ring, Dials], None]] = {
     "flute": _flute, "guitar": _guitar, "tractor": _tractor, "violin": _violin}
 
 
-def finish(wave: np.ndarray) -> np.ndarray:
-    """A ring (N,) at FINE samples a second -> float32 without frequencies above TOP, rms 1 in each second, peak CREST.
+def finish(wave: np.ndarray, top: float = TOP) -> np.ndarray:
+    """A ring (N,) at FINE samples a second -> float32 without frequencies above top, rms 1 in each second, peak CREST.
 
     The level is followed over a sliding second; what is more than 20 dB below the whole's stays as quiet as it is.
     """
     f = np.fft.rfftfreq(len(wave), 1 / FINE)
-    wave = np.fft.irfft(np.fft.rfft(wave) * (f > 30) * (f < TOP), len(wave))
+    wave = np.fft.irfft(np.fft.rfft(wave) * (f > 30) * (f < top), len(wave))
     for _ in range(4):                                      # each step disturbs the others: settle in a few rounds
         energy = np.cumsum(np.concatenate([wave, wave[:FINE]]) ** 2)
         energy = np.roll((energy[FINE:] - energy[:-FINE]) / FINE, FINE // 2)
         wave = wave / np.sqrt(np.maximum(energy, energy.mean() / 100))
         if np.abs(wave).max() > CREST:                      # the limiter's overtones are filtered out again
-            wave = np.fft.irfft(np.fft.rfft(CREST * np.tanh(wave / CREST)) * (f < TOP), len(wave))
+            wave = np.fft.irfft(np.fft.rfft(CREST * np.tanh(wave / CREST)) * (f < top), len(wave))
     return wave.clip(-CREST, CREST).astype(np.float32)
 
 

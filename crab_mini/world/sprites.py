@@ -235,11 +235,27 @@ def _smooth(rng, cells: int, side: int, channels: int = 3) -> np.ndarray:
     return np.stack([np.asarray(Image.fromarray(c).resize((side, side), Image.BICUBIC)) for c in coarse], -1)
 
 
+def margin(image: int) -> int:
+    """Pixels that a background is wider than the frame on each side, to have room to drift."""
+    return max(4, image // 8)
+
+
+def drifting(field: np.ndarray, frames: int, image: int, rng) -> np.ndarray:
+    """(H+2m,W+2m,3) field -> (T,H,W,3) float32: the frame moves slowly over it, and each frame has its own grain."""
+    room = margin(image)
+    heading = rng.uniform(0, 2 * np.pi)
+    reach = np.linspace(-1, 1, frames) * rng.uniform(0, room - 1)
+    out = np.empty((frames, image, image, 3), np.float32)
+    for t, far in enumerate(reach):
+        top, left = (int(room + round(far * f(heading))) for f in (np.sin, np.cos))
+        out[t] = field[top:top + image, left:left + image]
+    return out + 3 * rng.standard_normal(out.shape, np.float32)
+
+
 def background(seed: int, frames: int, image: int) -> np.ndarray:
     """(T,H,W,3) float32 in 0..255: a muted gradient, clouds, and stripes or blobs, drifting a little, with grain."""
     rng = np.random.default_rng([seed, 1])
-    margin = max(4, image // 8)                             # room to drift
-    side = image + 2 * margin
+    side = image + 2 * margin(image)
     y, x = np.mgrid[:side, :side].astype(np.float32) / side
     angle = rng.uniform(0, 2 * np.pi)
     ramp = (x * np.cos(angle) + y * np.sin(angle))[..., None]
@@ -252,10 +268,4 @@ def background(seed: int, frames: int, image: int) -> np.ndarray:
     else:
         blobs = _smooth(rng, int(rng.integers(6, 11)), side, 1)
         field += rng.uniform(10, 22) * np.tanh(3 * (blobs - 0.4))
-    heading = rng.uniform(0, 2 * np.pi)
-    reach = np.linspace(-1, 1, frames) * rng.uniform(0, margin - 1)
-    out = np.empty((frames, image, image, 3), np.float32)
-    for t, far in enumerate(reach):
-        top, left = (int(margin + round(far * f(heading))) for f in (np.sin, np.cos))
-        out[t] = field[top:top + image, left:left + image]
-    return out + 3 * rng.standard_normal(out.shape, np.float32)
+    return drifting(field, frames, image, rng)

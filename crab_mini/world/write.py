@@ -3,6 +3,7 @@
     clips/{vid}.png          film strip: ten frames, top to bottom        } the masters; the nine task folders
     clips/{vid}.flac         the sound                                    } hold hard links to them
     clips/{vid}.labels.png   class map of everything visible, as a strip
+    classes.json             the names of the numbers in class maps (AVSBench's, a bank's own where one is unused)
     clips.json               vid -> scene seed and the boxes of what is seen (the scene itself follows from the seed)
     {task}/{train,test}.json and the media that AV-UIE's layout asks for
 
@@ -21,8 +22,9 @@ import soundfile
 from PIL import Image
 from tqdm import tqdm
 
-from ..media import AVSBENCH_CLASSES, encode_classes
+from ..media import encode_classes
 from .annotate import ROWS, View
+from .bank import class_names
 from .questions import avqa
 from .render import Procedural, render
 from .scene import RATE, SECONDS, TEST_SEED, sample_scene
@@ -115,8 +117,7 @@ def write_clip(plan: Plan, job: tuple[str, int, tuple[str, ...]]) -> tuple[str, 
     clip = render(scene, plan.image, plan.bank)
     boxes = boxes_of(clip.masks)
     view = View(scene, boxes)
-    numbers = [plan.bank.categories.index(name) + 1 if name not in AVSBENCH_CLASSES else AVSBENCH_CLASSES.index(name)
-               for name in view.names]
+    numbers = [class_names(plan.bank.categories).index(name) for name in view.names]
     maps = np.stack([class_map(clip.masks[:, t], numbers) for t in range(SECONDS)])       # (T,H,W)
     clips = plan.out / "clips"
     _save(Image.fromarray(clip.frames.reshape(-1, plan.image, 3)), clips / f"{vid}.png")
@@ -155,6 +156,7 @@ def write(out: Path, clips: int, test_clips: int, image: int = 64, seed: int = 0
     files are written last: a folder that has them is whole.
     """
     plan = Plan(Path(out), image, bank or Procedural())
+    classes = class_names(plan.bank.categories)
     (plan.out / "clips").mkdir(parents=True, exist_ok=True)
     masters = {}
     workers = workers or os.cpu_count() or 1
@@ -171,5 +173,6 @@ def write(out: Path, clips: int, test_clips: int, image: int = 64, seed: int = 0
                 (plan.out / task).mkdir(exist_ok=True)
                 path = plan.out / task / f"{split}.json"
                 path.write_text(json.dumps(entries, default=_plain, indent=0))
+    (plan.out / "classes.json").write_text(json.dumps(classes))
     (plan.out / "clips.json").write_text(json.dumps(
         dict(image=image, categories=list(plan.bank.categories), clips=masters)))
