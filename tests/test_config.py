@@ -28,10 +28,10 @@ def flat(cfg: Config) -> dict:
 def test_every_field_can_be_overridden_and_nothing_else_changes(name):
     before = flat(Config())
     old = before[name]
-    text = ",".join(str(v + 1) for v in old) if isinstance(old, tuple) else str(old + 1)
-    after = flat(override(Config(), name, text))
+    new = tuple(v + 1 for v in old) if isinstance(old, tuple) else old + 1
+    after = flat(override(Config(), name, ",".join(map(str, new)) if isinstance(new, tuple) else str(new)))
     assert {key for key in before if before[key] != after[key]} == {name}
-    assert type(after[name]) is type(old) and after[name] == (tuple(v + 1 for v in old) if isinstance(old, tuple) else old + 1)
+    assert after[name] == new and type(after[name]) is type(old)
 
 
 @pytest.mark.parametrize("name, text, line", [

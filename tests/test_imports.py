@@ -21,7 +21,8 @@ def imported(name: str, source: str) -> set[tuple[str, str]]:
         if isinstance(node, ast.Import):
             found |= {(alias.name, "") for alias in node.names}
         if isinstance(node, ast.ImportFrom):
-            base = ".".join(folder[:len(folder) - node.level + 1] * bool(node.level) + [node.module] * bool(node.module))
+            above = folder[:len(folder) - node.level + 1] if node.level else []
+            base = ".".join(above + [node.module] * bool(node.module))
             found |= {(f"{base}.{a.name}", "") if f"{base}.{a.name}" in FILES else (base, a.name) for a in node.names}
     return found
 
