@@ -240,7 +240,8 @@ def _put(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
 
 
 def _rng_state(device: torch.device) -> dict[str, Tensor]:
-    return {"cpu": torch.get_rng_state()} | ({"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {})
+    state = {"cpu": torch.get_rng_state()}
+    return state | {"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else state
 
 
 def _set_rng_state(state: dict[str, Tensor], device: torch.device) -> None:
@@ -250,12 +251,16 @@ def _set_rng_state(state: dict[str, Tensor], device: torch.device) -> None:
 
 
 def _move(batch, device: torch.device):
-    """The batch on the device: a tensor, a tuple of them, or anything with `.to(device)`."""
+    """The batch on the device: tensors, also within tuples, lists and dataclasses; anything else stays as it is."""
+    if isinstance(batch, Tensor):
+        pinned = batch.pin_memory() if device.type == "cuda" and batch.device.type == "cpu" else batch
+        return pinned.to(device, non_blocking=True)
     if isinstance(batch, (tuple, list)):
         return type(batch)(_move(value, device) for value in batch)
-    if isinstance(batch, Tensor) and device.type == "cuda":
-        return batch.pin_memory().to(device, non_blocking=True)
-    return batch.to(device)
+    if dataclasses.is_dataclass(batch):
+        return dataclasses.replace(batch, **{f.name: _move(getattr(batch, f.name), device)
+                                             for f in dataclasses.fields(batch)})
+    return batch
 
 
 def _say(run: Run, text: str) -> None:
@@ -267,7 +272,7 @@ def _say(run: Run, text: str) -> None:
 def _stop_signals(processes: Processes):
     """While it lasts, Ctrl-C and SIGTERM only set the event; a second Ctrl-C of a lone process stops at once.
 
-    torchrun forwards a Ctrl-C that the terminal has already sent, so among several processes a second one means nothing.
+    torchrun forwards a Ctrl-C that the terminal has sent already, so among several processes a second means nothing.
     """
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():

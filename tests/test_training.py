@@ -2,7 +2,7 @@
 
 import json
 import signal
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from crab_mini.checkpoint import CheckpointError, load
 from crab_mini.config import StageConfig
 from crab_mini.optimiser import COOLDOWN, Optimiser, hidden_matrices, parameter_groups, schedule
 from crab_mini.progress import Curve, Meter, read_curve
-from crab_mini.training import Interrupted, NonFiniteLoss, Run, fit, seed_all
+from crab_mini.training import Interrupted, NonFiniteLoss, Run, _move, fit, seed_all
 
 CFG = StageConfig(steps=20, lr=1e-2, muon_lr=0.02, warmup=3)
 
@@ -32,7 +32,14 @@ class Toy(nn.Module):
         self.seen += 1
         hidden = nn.functional.dropout(torch.tanh(self.hidden(self.frozen(self.embed(ids)))), 0.1, self.training)
         loss = nn.functional.cross_entropy(self.head(hidden).float(), (ids * 7 + 3) % 50, reduction="none")
-        return {"next": ((loss * weights).sum(), weights.sum()), "size": (hidden.square().sum(), torch.tensor(hidden.numel()))}
+        return {"next": ((loss * weights).sum(), weights.sum()),
+                "size": (hidden.square().sum(), torch.tensor(hidden.numel()))}
+
+
+@dataclass
+class Item:
+    tensors: list
+    name: str
 
 
 class Batches:
@@ -139,6 +146,25 @@ def test_signals_are_given_back(tmp_path):
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 
 
+def test_gradients_are_clipped(tmp_path):
+    module, _ = run_toy(tmp_path, replace(CFG, clip=1e-20, muon_lr=0.0, weight_decay=0.0))
+    torch.testing.assert_close(module.head.weight, Toy().head.weight, rtol=0, atol=1e-8)
+
+
+def test_a_batch_moves_with_all_it_holds():
+    item = Item([torch.ones(2), None], "name")
+    moved = _move((item, torch.ones(3)), torch.device("meta"))
+    assert moved[0].tensors[0].is_meta and moved[1].is_meta and moved[0].name == "name"
+    assert moved[0].tensors[1] is None and not item.tensors[0].is_meta
+
+
+def test_where_nobody_watches_a_plain_line_tells_all(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("crab_mini.progress.QUIET", 0.0)
+    run_toy(tmp_path)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 20 and lines[9].startswith("toy 10/20 50%, 00:00 gone, 00:00 left, next 3.")
+
+
 def test_a_second_ctrl_c_stops_at_once(tmp_path):
     def twice():
         signal.raise_signal(signal.SIGINT)
@@ -213,7 +239,8 @@ def test_who_moves_what():
     groups = parameter_groups(module, CFG, rate=lambda name: 0.1 if name.startswith("embed") else 1.0)
     found = {name: (g["muon"], g["lr"], g["weight_decay"]) for g in groups for name in g["names"]}
     assert found == {"embed.weight": (False, 1e-3, 0.01), "hidden.weight": (True, 0.02, 0.01),
-                     "hidden.bias": (False, 0.01, 0.0), "head.weight": (False, 0.01, 0.01), "head.bias": (False, 0.01, 0.0)}
+                     "hidden.bias": (False, 0.01, 0.0), "head.weight": (False, 0.01, 0.01),
+                     "head.bias": (False, 0.01, 0.0)}
     assert not any(g["muon"] for g in parameter_groups(module, replace(CFG, muon_lr=0.0)))
     with pytest.raises(ValueError, match="no parameter is trainable"):
         parameter_groups(module.requires_grad_(False), CFG)
