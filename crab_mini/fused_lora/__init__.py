@@ -27,22 +27,34 @@ def fused_lora(x, weight, bias, A, R, B, scaling, dropout=0.0, keep=None, kernel
     Returns y (..., out). Gradients go to x, bias, A, R, B and never to weight.
     Raises ValueError or TypeError in one line for a shape, dtype or device that does not fit.
     """
-    kind, dtype = x.device.type, x.dtype
-    autocast = x.is_floating_point() and dtype != torch.float64 and torch.is_autocast_enabled(kind)
-    _check(x, weight, bias, A, R, B, keep, dropout, None if autocast else dtype)
-    rows = x.reshape(-1, x.shape[-1])                       # (N, in)
+    autocast = x.dtype != torch.float64 and torch.is_autocast_enabled(x.device.type)
+    if not _fits(x, weight, bias, A, R, B, keep, dropout, autocast):
+        _complain(x, weight, bias, A, R, B, keep, dropout, autocast)
+    rows = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])          # (N, in)
     if autocast:
-        rows = rows.to(torch.get_autocast_dtype(kind))      # the parameters are cast inside the operator
+        rows = rows.to(torch.get_autocast_dtype(x.device.type))       # the parameters are cast inside the operator
     if keep is not None:
         keep = keep.reshape(rows.shape).contiguous()
     elif dropout > 0.0:
         keep = torch.empty(rows.shape, dtype=torch.bool, device=x.device).bernoulli_(1.0 - dropout)
     y = apply(rows.contiguous(), weight, bias, A, R, B, float(scaling), keep, 1.0 / (1.0 - dropout), kernel or "")
-    return y.view(*x.shape[:-1], len(weight))
+    return y if x.dim() == 2 else y.view(*x.shape[:-1], len(weight))
 
 
-def _check(x, weight, bias, A, R, B, keep, dropout, dtype):
-    """One clear line for what does not fit; nothing for what does. dtype: what the parameters must have, or None."""
+def _fits(x, weight, bias, A, R, B, keep, dropout, autocast):
+    """Whether all is well, in one expression: it runs once a layer and a step."""
+    if not (x.dim() >= 1 and weight.dim() == 2 and B.dim() == 3 and x.is_floating_point() and 0.0 <= dropout < 1.0):
+        return False
+    (out, width), (heads, rank, last), device, dtype = weight.shape, B.shape, x.device, x.dtype
+    return (x.shape[-1] == width and last == out and A.shape == (rank, width) and R.shape == (heads, width)
+            and not weight.requires_grad and weight.device == A.device == R.device == B.device == device
+            and (autocast or weight.dtype == A.dtype == R.dtype == B.dtype == dtype)
+            and (bias is None or (bias.shape == (out,) and bias.device == device and (autocast or bias.dtype == dtype)))
+            and (keep is None or (keep.shape == x.shape and keep.device == device and keep.dtype == torch.bool)))
+
+
+def _complain(x, weight, bias, A, R, B, keep, dropout, autocast):
+    """Raises for the first thing that does not fit, in one clear line."""
     if not x.is_floating_point():
         raise TypeError(f"fused_lora: x must be floating point, found {x.dtype}")
     if not 0.0 <= dropout < 1.0:
@@ -63,6 +75,6 @@ def _check(x, weight, bias, A, R, B, keep, dropout, dtype):
             raise ValueError(f"fused_lora: {name} must be {tuple(shape)}, found {tuple(tensor.shape)}")
         if tensor.device != x.device:
             raise ValueError(f"fused_lora: {name} is on {tensor.device}, x on {x.device}")
-        expected = torch.bool if name == "keep" else dtype or tensor.dtype
+        expected = torch.bool if name == "keep" else tensor.dtype if autocast else x.dtype
         if tensor.dtype != expected:
             raise TypeError(f"fused_lora: {name} must be {expected}, found {tensor.dtype}")
