@@ -1,8 +1,10 @@
 """A whole trained model in one file: weights, configuration, tokenizer. What eval.py reads and train.py leaves behind."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from . import checkpoint
 from .config import Config, from_dict
@@ -17,11 +19,17 @@ def special_ids(tokenizer: Tokenizer) -> SpecialIds:
     return SpecialIds(tokenizer.visual, tokenizer.audio, (tokenizer.masks[0], tokenizer.masks[-1]), tokenizer.eos)
 
 
-def build(cfg: Config, tokenizer: Tokenizer) -> Crab:
-    """A model from random weights that fits a tokenizer; ValueError if the configuration's vocabulary does not."""
+def build(cfg: Config, tokenizer: Tokenizer, parts: dict[str, nn.Module] | None = None) -> Crab:
+    """A model that fits a tokenizer, from random weights but for `parts`; ValueError if the vocabulary does not fit.
+
+    Tokens that the tokenizer has added to a published vocabulary grow the LLM, so cfg.llm.vocab counts them.
+    """
     if cfg.llm.vocab != tokenizer.size:
         raise ValueError(f"llm.vocab: expected {tokenizer.size}, the tokenizer's size, found {cfg.llm.vocab}")
-    return Crab(cfg, special_ids(tokenizer))
+    crab = Crab(replace(cfg, llm=replace(cfg.llm, vocab=tokenizer.known)), special_ids(tokenizer), parts)
+    crab.llm.grow(tokenizer.size)
+    crab.cfg = cfg
+    return crab
 
 
 def save(path: Path, crab: Crab, tokenizer: Tokenizer, **facts) -> None:

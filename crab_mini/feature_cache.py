@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from .audio_encoder import fbank
 from .av_uie import FRAMES, Row, Sample, check_length, decode, media_files, own_second, read_masks, siblings
 from .media import DataError
 from .resample import RATE
@@ -43,12 +44,13 @@ def digest(*parts: bytes) -> bytes:
 
 def weights_key(state: dict[str, Tensor], *facts) -> str:
     """Name of a cache: the encoders' parameters and whatever else decides their output (dtype, layers, sizes)."""
-    parts = [repr((FORMAT, *facts)).encode()]
+    made = hashlib.blake2b(repr((FORMAT, *facts)).encode(), digest_size=DIGEST)
     for name in sorted(state):
         value = state[name].detach().cpu().contiguous()
-        data = value.view(-1).view(torch.uint8).numpy().tobytes() if value.numel() else b""
-        parts += [f"{name} {value.dtype} {tuple(value.shape)}".encode(), data]
-    return digest(*parts).hex()
+        made.update(f"\n{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        if value.numel():
+            made.update(value.view(-1).view(torch.uint8).numpy())       # no copy: a published LLM has 27 GB
+    return made.hexdigest()
 
 
 class Store:
@@ -85,7 +87,8 @@ class Store:
         """
         keys = [digest(str(tuple(piece.shape)).encode(), piece.contiguous().numpy().tobytes()) for piece in pieces]
         new = {key: i for i, key in enumerate(keys) if key not in self.place}
-        for start in range(0, len(new), CHUNK):
+        starts = range(0, len(new), CHUNK)
+        for start in tqdm(starts, desc=self.folder.name, unit="chunk", leave=False, disable=len(starts) < 8):
             part = dict(list(new.items())[start:start + CHUNK])
             self._append(list(part), encode(pieces[list(part.values())]))
         return torch.tensor([self.place[key] for key in keys])
@@ -127,7 +130,8 @@ class Cached:
 class FeatureCache:
     """`cache.prepare(rows)` -> a `Cached` for each row; encoders run for what is new.
 
-    folder: given by the user; key: see weights_key; see: (N,3,H,W) uint8 -> (N,...); hear: (N,16000) -> (N,...).
+    folder: given by the user; key: see weights_key; see: frames (N,3,H,W) uint8 -> (N,...); hear: log-mels of a second
+    each, (N,F,128) float16 -> (N,...).
     """
 
     def __init__(self, folder: str | Path, key: str, see, hear, image_size: int):
@@ -141,7 +145,7 @@ class FeatureCache:
         self.hashes: dict[str, list] = {}
 
     @contextmanager
-    def _alone(self):
+    def alone(self):
         """One process writes at a time; the next one finds its work done (data-parallel training)."""
         with open(self.folder / "lock", "w") as lock:
             if fcntl is not None:
@@ -160,7 +164,7 @@ class FeatureCache:
         problems: receives what cannot be used, which is left out; without it the first is raised.
         """
         out = []
-        with self._alone(), tqdm(total=len(rows), desc="features", unit="row", disable=not progress) as bar:
+        with self.alone(), tqdm(total=len(rows), desc="features", unit="row", disable=not progress) as bar:
             for start in range(0, len(rows), TOGETHER):
                 part = rows[start:start + TOGETHER]
                 out += self._prepare(part, problems)
@@ -200,7 +204,8 @@ class FeatureCache:
         counts = [len(sample.seconds) for sample in samples]
         frames = self.see.add(torch.cat([sample.frames for sample in samples]), self.encode_frames)         # (sum T,)
         halves = [sample.audio.shape[1] // RATE for sample in samples]                       # seconds in each piece
-        sounds = self.hear.add(torch.cat([sample.audio.reshape(-1, RATE) for sample in samples]), self.encode_sounds)
+        mels = fbank(torch.cat([sample.audio.reshape(-1, RATE) for sample in samples])).half()        # (sum n,F,128)
+        sounds = self.hear.add(mels, self.encode_sounds)
         lines = []
         for key, sample, at, heard, half in zip(new, samples, frames.split(counts),
                                                 sounds.split([n * h for n, h in zip(counts, halves)]), halves):

@@ -1,69 +1,62 @@
-"""Frozen encoders run once: the features of every frame and every second of sound, in half precision.
+"""Frozen encoders run once: the features of every frame and every second of sound, found again by their content.
 
-Frames and seconds are kept by the hash of their content, so a picture that serves five tasks is encoded once, and a
-changed picture is a new one. `Features.see` and `Features.hear` encode what is new and say where in the arrays each piece is.
+The mechanism is feature_cache.py's; here the model is put behind it. With a folder (--cache-features) features outlive
+the run; without one they lie in a temporary folder until it ends. Nothing is encoded, and no weight hashed, before the
+first picture or sound is asked for: by then the encoders must have learned all they will.
 """
 
-import hashlib
+import tempfile
+from functools import cached_property
+from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from .feature_cache import FeatureCache, Store, weights_key
 from .model import Crab
-
-CHUNK = 256                # frames or seconds encoded at a time
-
-
-def digest(piece: Tensor) -> bytes:
-    """A short hash of a tensor's bytes."""
-    return hashlib.blake2b(piece.contiguous().numpy().tobytes(), digest_size=16).digest()
-
-
-class Store:
-    """Content hash -> row of one growing (N,...) float16 array."""
-
-    def __init__(self):
-        self.place: dict[bytes, int] = {}
-        self.chunks: list[Tensor] = []
-
-    def add(self, pieces: Tensor, encode, note: str) -> Tensor:
-        """Encodes the pieces (N,...) that are new; returns every piece's row (N,)."""
-        keys = [digest(piece) for piece in pieces]
-        new = []
-        for i, key in enumerate(keys):
-            if key not in self.place:
-                self.place[key] = len(self.place)
-                new.append(i)
-        starts = range(0, len(new), CHUNK)
-        for start in tqdm(starts, desc=note, unit="chunk", leave=False, disable=len(starts) < 8):
-            self.chunks.append(encode(pieces[new[start:start + CHUNK]]).half().cpu())
-        return torch.tensor([self.place[key] for key in keys])
-
-    def array(self) -> Tensor:
-        """Everything encoded so far, (N,...) float16."""
-        if len(self.chunks) > 1:
-            self.chunks = [torch.cat(self.chunks)]
-        return self.chunks[0]
 
 
 class Features:
-    """Both modalities' stores, with the model that encodes."""
+    """Both modalities' stores. precision: "fp32" or "bf16" of the encoders' arithmetic."""
 
-    def __init__(self, crab: Crab, device: torch.device, autocast):
-        self.crab, self.device, self.autocast = crab.eval(), device, autocast
-        self.visual, self.audio = Store(), Store()
+    def __init__(self, crab: Crab, device: torch.device, precision: str = "fp32", folder: Path | None = None):
+        self.crab, self.device, self.precision = crab, device, precision
+        self.temporary = None if folder else tempfile.TemporaryDirectory(prefix="crab_features_")
+        self.folder = folder or Path(self.temporary.name)
+
+    @cached_property
+    def cache(self) -> FeatureCache:
+        """The cache that belongs to the encoders' weights as they are now."""
+        crab, vision = self.crab, self.crab.cfg.vision
+        state = {f"{part}.{name}": value for part in ("vision", "audio")
+                 for name, value in getattr(crab, part).state_dict().items()}
+        key = weights_key(state, vision.image, vision.kept, self.precision, self.device.type)
+        return FeatureCache(self.folder, key, self._encode_frames, self._encode_sounds, vision.image)
+
+    def _encode_frames(self, frames: Tensor) -> Tensor:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            return self.crab.see(frames.to(self.device))
+
+    def _encode_sounds(self, mels: Tensor) -> Tensor:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            return self.crab.hear(mels.to(self.device).float())
 
     def see(self, frames: Tensor) -> Tensor:
         """frames (N,3,H,W) uint8 -> rows (N,) of visual.array() (.,layers,P,Dv)."""
-        def encode(part):
-            with self.autocast():
-                return self.crab.see(part.to(self.device))
-        return self.visual.add(frames, encode, "see")
+        with self.cache.alone():
+            return self.cache.see.add(frames, self._encode_frames)
 
     def hear(self, mels: Tensor) -> Tensor:
         """mels (N,F,128) float16 -> rows (N,) of audio.array() (.,P,Da)."""
-        def encode(part):
-            with self.autocast():
-                return self.crab.hear(part.to(self.device).float())
-        return self.audio.add(mels, encode, "hear")
+        with self.cache.alone():
+            return self.cache.hear.add(mels, self._encode_sounds)
+
+    @property
+    def visual(self) -> Store:
+        """The frames' features."""
+        return self.cache.see
+
+    @property
+    def audio(self) -> Store:
+        """The seconds' features."""
+        return self.cache.hear

@@ -148,6 +148,37 @@ def _look_mask(valid: Tensor, queries: int) -> Tensor:
     return ((column < row) & valid[:, None, None, :]) | (column == row)
 
 
+def _mean_rows(weight: Tensor, rows: int) -> nn.Parameter:
+    """(rows,D), each the mean of the rows of `weight`: as likely as the average token, no more."""
+    return nn.Parameter(weight.detach().mean(0).repeat(rows, 1))
+
+
+class GrownEmbedding(nn.Module):
+    """An embedding with rows for added tokens: `base` (V,D) and, for ids from V on, `added` (rows,D)."""
+
+    def __init__(self, base: nn.Embedding, rows: int):
+        super().__init__()
+        self.base, self.added = base, _mean_rows(base.weight, rows)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """ids (B,L) -> (B,L,D)."""
+        known = len(self.base.weight)
+        new = F.embedding((ids - known).clamp(min=0), self.added)                              # (B,L,D)
+        return torch.where((ids < known)[..., None], self.base(ids.clamp(max=known - 1)), new)
+
+
+class GrownHead(nn.Module):
+    """An output head with rows for added tokens, `added` (rows,D), behind those of `base` (V,D)."""
+
+    def __init__(self, base: nn.Linear, rows: int):
+        super().__init__()
+        self.base, self.added = base, _mean_rows(base.weight, rows)
+
+    def forward(self, states: Tensor) -> Tensor:
+        """(...,D) -> logits (...,V + rows)."""
+        return torch.cat((self.base(states), F.linear(states, self.added)), -1)
+
+
 class LLM(nn.Module):
     """The whole decoder: `embed`, `blocks`, `norm`, `head`. Raises ValueError where head counts do not divide."""
 
@@ -166,20 +197,25 @@ class LLM(nn.Module):
                 residual = name.endswith(("o_proj.weight", "down_proj.weight"))
                 nn.init.normal_(p, std=0.02 / math.sqrt(2 * cfg.layers) if residual else 0.02)
 
-    @torch.no_grad()
     def grow(self, vocab: int) -> "LLM":
-        """Rows for added tokens in the embedding and the head, each the mean of the rows so far; ValueError if fewer.
+        """Rows for added tokens in the embedding and the head, once; nothing to do where there are as many already.
 
-        Published weights do not know the special tokens; an average row is as likely as the average token, no more.
+        Published weights do not know the special tokens. The new rows stand beside the old ones, so that they can be
+        trained while those are frozen. ValueError for fewer rows than there are, or a second time.
         """
         if vocab < self.cfg.vocab:
             raise ValueError(f"grow: expected at least the {self.cfg.vocab} rows there are, found {vocab}")
-        for part in (self.embed, self.head):
-            new = part.weight.mean(0).expand(vocab - self.cfg.vocab, -1)
-            part.weight = nn.Parameter(torch.cat((part.weight, new)), part.weight.requires_grad)         # (vocab,D)
-        self.embed.num_embeddings = self.head.out_features = vocab
-        self.cfg = replace(self.cfg, vocab=vocab)
+        if vocab > self.cfg.vocab:
+            if self.added():
+                raise ValueError(f"grow: the LLM has grown to {self.cfg.vocab} rows already")
+            rows = vocab - self.cfg.vocab
+            self.embed, self.head = GrownEmbedding(self.embed, rows), GrownHead(self.head, rows)
+            self.cfg = replace(self.cfg, vocab=vocab)
         return self
+
+    def added(self) -> list[nn.Parameter]:
+        """The rows of added tokens, (rows,D) each: none before `grow`."""
+        return [part.added for part in (self.embed, self.head) if isinstance(part, (GrownEmbedding, GrownHead))]
 
     def encode(self, embeds: Tensor, mask: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
         """Token embeddings (B,L,D) -> states after the final norm (B,L,D); the state at l predicts token l + 1.

@@ -53,11 +53,13 @@ class Answers:
 class Crab(nn.Module):
     """The whole model. `with_lora()` is called once, when the instruct stage begins (or before loading its weights)."""
 
-    def __init__(self, cfg: Config, ids: SpecialIds):
+    def __init__(self, cfg: Config, ids: SpecialIds, parts: dict[str, nn.Module] | None = None):
+        """parts: "vision", "audio", "llm" with published weights, instead of random ones (see published.py)."""
         super().__init__()
-        self.cfg, self.ids = cfg, ids
-        self.vision, self.audio = ViT(cfg.vision), BEATs(cfg.audio)
-        self.llm = LLM(cfg.llm)
+        self.cfg, self.ids, parts = cfg, ids, parts or {}
+        self.vision = parts.get("vision") or ViT(cfg.vision)
+        self.audio = parts.get("audio") or BEATs(cfg.audio)
+        self.llm = parts.get("llm") or LLM(cfg.llm)
         self.visual_qformer = QFormer(cfg.visual_qformer, cfg.vision.width, cfg.llm.width)
         self.audio_qformer = QFormer(cfg.audio_qformer, cfg.audio.width, cfg.llm.width)
         self.mask_prompt = nn.Linear(cfg.llm.width, cfg.mask.width)

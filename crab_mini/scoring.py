@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from . import metrics
-from .media import AVSBENCH_CLASSES
+from .classes import class_meant, class_number
 from .stages.instruct import Prepared
 from .tasks import TASKS, question_type
 
@@ -93,47 +93,50 @@ def _first_mask(answer: Answer) -> Tensor:
 
 
 def _visible(answers: list[Answer]) -> Tensor | None:
-    return torch.stack([a.row.visible for a in answers]) if answers and answers[0].row.visible is not None else None
+    """(n,H,W) class maps of all that is visible, where the data set knows it for every row."""
+    visible = [a.row.visible for a in answers]
+    return None if any(v is None for v in visible) else torch.stack(visible)
 
 
 def score_masks(answers: list[Answer]) -> list[Score]:
     """mIoU and F over masks that are not empty; the null score S over those that are."""
-    null = [a for a in answers if not a.row.masks.any()]
-    answers = [a for a in answers if a.row.masks.any()]
-    logits, target = torch.stack(list(map(_first_mask, answers))), torch.stack([a.row.masks.amax(0) for a in answers])
-    visible = _visible(answers)
-    base = None if visible is None else (visible > 0).float()
-    scores = [_score("mIoU", metrics.mask_iou(logits, target), np.nanmean,
-                     None if base is None else metrics.mask_iou(base, target), "all visible objects"),
-              _score("F", metrics.f_curve(logits, target), metrics.max_f,
-                     None if base is None else metrics.f_curve(20 * base - 10, target))]
+    null, full = ([a for a in answers if bool(a.row.masks.any()) == there] for there in (False, True))
+    scores = []
+    if full:
+        logits, target = torch.stack(list(map(_first_mask, full))), torch.stack([a.row.masks.amax(0) for a in full])
+        visible = _visible(full)
+        base = None if visible is None else (visible > 0).float()
+        scores = [_score("mIoU", metrics.mask_iou(logits, target), np.nanmean,
+                         None if base is None else metrics.mask_iou(base, target), "all visible objects"),
+                  _score("F", metrics.f_curve(logits, target), metrics.max_f,
+                         None if base is None else metrics.f_curve(20 * base - 10, target))]
     if null:
-        empty = torch.stack([a.row.visible > 0 for a in null]).float() if base is not None else None
+        visible = _visible(null)
         scores.append(_score("S (null, lower is better)", metrics.null_score(torch.stack(list(map(_first_mask, null)))),
-                             baseline=None if empty is None else metrics.null_score(empty)))
+                             baseline=None if visible is None else metrics.null_score((visible > 0).float())))
     return scores
 
 
-def class_map(answer: Answer, classes: list[str]) -> Tensor:
+def class_map(answer: Answer) -> Tensor:
     """(H,W): the classes an AVSS answer names, painted with their masks; the larger logit wins where they overlap."""
     size = answer.row.masks.shape[-2:]
     said, best = torch.zeros(size, dtype=torch.long), torch.zeros(size)
     for words, logits in zip(answer.parsed or [], answer.masks):
-        name = next((c for c in sorted(classes, key=len, reverse=True) if words.endswith(c)), None)
-        if name:
+        number = class_meant(words, answer.row.classes)
+        if number is not None:
             wins = logits > best
-            said[wins], best = classes.index(name), torch.where(wins, logits, best)
+            said[wins], best = number, torch.where(wins, logits, best)
     return said
 
 
 def score_avss(answers: list[Answer]) -> list[Score]:
     """mIoU and F over classes, background included (class 0)."""
-    classes = list(AVSBENCH_CLASSES)
+    classes = answers[0].row.classes
     target = torch.zeros(len(answers), *answers[0].row.masks.shape[-2:], dtype=torch.long)
     for k, a in enumerate(answers):
         for name, mask in zip(a.row.row["a_obj"].split(","), a.row.masks):
-            target[k][mask] = classes.index(name.strip())
-    said = torch.stack([class_map(a, classes) for a in answers])
+            target[k][mask] = class_number(name, classes)
+    said = torch.stack([class_map(a) for a in answers])
     visible = _visible(answers)
     base = (None, None) if visible is None else metrics.class_iou_f(visible, target, len(classes))
     return [_score(name, values, metrics.class_mean, b, "all visible, true labels")

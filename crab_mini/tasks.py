@@ -11,6 +11,8 @@ import re
 from dataclasses import dataclass
 from typing import Callable
 
+from .annotations import box_of
+
 MASK_GROUP = "<mask_start>" + "".join(f"<mask_{i}>" for i in range(6)) + "<mask_end>"
 FRAME = 224                      # AV-UIE boxes are pixels of a 224x224 frame
 
@@ -27,9 +29,11 @@ class Task:
     masks: bool = False                    # answers with mask tokens
 
     def answer(self, row: dict, reasoning: bool = True) -> str:
-        """The text to learn. Mask tokens that an annotation leaves out are appended (real AV-UIE often does)."""
+        """The text to learn. A tagged answer that an annotation's text lacks is appended: real AV-UIE often leaves out
+        the mask tokens."""
         text = row[self.field] if reasoning else self.bare(row)
-        return text if not self.masks or "<mask_0>" in text else f"{text.rstrip(' .')} {MASK_GROUP}."
+        tagged = "<mask_" in text if self.masks else self.parse(text) is not None
+        return text if tagged else f"{text.rstrip(' .')} {self.bare(row)}."
 
 
 def parse_ave(text: str) -> tuple[str, int, int] | None:
@@ -55,7 +59,7 @@ def parse_avvp(text: str) -> dict[str, list[tuple[str, int, int]]] | None:
 
 def parse_avqa(text: str) -> str | None:
     """`<answer> word </answer>` -> word."""
-    found = re.search(r"<answer>\s*(.+?)\s*</answer>", text)
+    found = re.search(r"<answer>\s*([^<\s][^<]*?)\s*</answer>", text)
     return found[1].lower() if found else None
 
 
@@ -89,8 +93,8 @@ def _bare_avss(row: dict) -> str:
 
 
 def _bare_arig(row: dict) -> str:
-    corners = re.findall(r"\(\d+,\s*\d+\)", row["label_content"])[-2:]
-    return ",".join(corners)
+    box = parse_arig(row["label_content"]) or [round(v) for v in box_of("arig", row)]
+    return "({},{}),({},{})".format(*box)
 
 
 _EVENT = lambda row: (f"<event> {row['event']} </event> "

@@ -36,7 +36,7 @@ class Tokenizer:
         self.model = model
         self.pieces = spm.SentencePieceProcessor(model_proto=model)
         self.ids = {}
-        size = self.pieces.get_piece_size()
+        self.known = size = self.pieces.get_piece_size()       # ids of the model itself; the added ones follow
         for tag in (PAD, BOS, EOS, ANSWER, VISUAL, AUDIO) + TAGS:
             known = self.pieces.piece_to_id(tag)
             if self.pieces.id_to_piece(known) != tag:

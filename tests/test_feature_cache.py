@@ -9,6 +9,7 @@ import small_av_uie as small
 import soundfile
 import torch
 
+from crab_mini.audio_encoder import fbank
 from crab_mini.av_uie import decode, read_annotations
 from crab_mini.feature_cache import FeatureCache, weights_key
 from crab_mini.media import DataError
@@ -27,9 +28,9 @@ class Encoders:
             raise KeyboardInterrupt
         return torch.stack([frames.float().mean((1, 2, 3)), frames[:, 0, 0, 0].float()], 1)[:, None] / 256   # (N,1,2)
 
-    def hear(self, seconds):
-        self.seconds += len(seconds)
-        return seconds.view(len(seconds), 4, -1).pow(2).mean(2).sqrt()                                       # (N,4)
+    def hear(self, mels):
+        self.seconds += len(mels)
+        return mels.float().view(len(mels), 4, -1).pow(2).mean(2).sqrt()                                     # (N,4)
 
 
 @pytest.fixture
@@ -48,7 +49,7 @@ def test_features_are_those_of_the_decoded_samples(root, tmp_path):
         sample, plain = decode(row, 16), Encoders()
         assert found.sample.uid == row.uid and found.sample.target == sample.target
         assert torch.equal(cache.see.array()[found.frames], plain.see(sample.frames).half())
-        heard = plain.hear(sample.audio.reshape(-1, 16000)).half().view(*found.sounds.shape, 4)
+        heard = plain.hear(fbank(sample.audio.reshape(-1, 16000)).half()).half().view(*found.sounds.shape, 4)
         assert torch.equal(cache.hear.array()[found.sounds], heard)
 
 
@@ -149,8 +150,8 @@ def test_two_seconds_of_sound_are_two_rows(root, tmp_path):
     cache = cache_of(tmp_path, Encoders())
     found = cache.prepare(rows, progress=False)[0]
     assert found.sounds.shape == (10, 2) and found.frames.shape == (10,)
-    audio = decode(rows[0], 16).audio
-    assert torch.equal(cache.hear.array()[found.sounds[3, 1]], Encoders().hear(audio[3:4, 16000:])[0].half())
+    mel = fbank(decode(rows[0], 16).audio[3:4, 16000:]).half()
+    assert torch.equal(cache.hear.array()[found.sounds[3, 1]], Encoders().hear(mel)[0].half())
 
 
 def test_bad_samples_stop_or_are_left_out(root, tmp_path):

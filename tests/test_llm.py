@@ -173,16 +173,33 @@ def test_residual_projections_start_smaller():
 def test_added_tokens_change_nothing_for_the_old_ones():
     llm, ids = model(), ids_of(2, 5)
     before = llm(ids)
-    llm.head.requires_grad_(False)
+    llm.requires_grad_(False)
+    assert llm.added() == [] and llm.grow(37) is llm and llm.added() == []
     assert llm.grow(40) is llm and llm.cfg.vocab == 40
     after = llm(ids)
     torch.testing.assert_close(after[..., :37], before)
     torch.testing.assert_close(after[..., 37:], before.mean(-1, keepdim=True).expand(-1, -1, 3), atol=1e-4, rtol=0)
     assert llm(torch.tensor([[39]])).isfinite().all()
-    assert llm.embed.weight.requires_grad and not llm.head.weight.requires_grad
-    LLM(llm.cfg).load_state_dict(llm.state_dict())
+    assert [tuple(rows.shape) for rows in llm.added()] == [(3, CONFIG.width)] * 2
+    assert all(rows.requires_grad for rows in llm.added()) and not llm.head.base.weight.requires_grad
+    LLM(CONFIG).grow(40).load_state_dict(llm.state_dict())
+    with pytest.raises(ValueError, match="grown to 40 rows already"):
+        llm.grow(41)
     with pytest.raises(ValueError, match="expected at least the 40 rows there are, found 39"):
         llm.grow(39)
+
+
+def test_added_rows_learn_and_are_looked_up_in_their_places():
+    llm = model().requires_grad_(False).grow(40)
+    with torch.no_grad():
+        for k, rows in enumerate(llm.added()):
+            rows.copy_(torch.arange(3.0)[:, None] + 10 * k)
+    ids = torch.tensor([[0, 37, 36, 39]])
+    assert llm.embed(ids)[0, 1].eq(0).all() and llm.embed(ids)[0, 3].eq(2).all()
+    assert torch.equal(llm.embed(ids)[0, [0, 2]], llm.embed.base.weight[[0, 36]])
+    llm(ids).square().sum().backward()
+    assert llm.embed.added.grad[[0, 2]].abs().sum(1).gt(0).all() and llm.embed.added.grad[1].eq(0).all()
+    assert llm.head.added.grad.abs().sum(1).gt(0).all()
 
 
 def test_errors_are_one_clear_line():

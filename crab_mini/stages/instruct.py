@@ -1,10 +1,11 @@
 """Instruction tuning and evaluation rows: any data set in the AV-UIE layout -> items with features behind them.
 
-Every row is decoded once; what stays in memory is its text, its mask and the places of its features. A broken file is
-one line before the first step.
+Every row's media are decoded at most once; what stays in memory is its text, its mask and the places of its features.
+A broken file or an annotation that cannot be posed is one line before the first step, or, with a list for problems,
+left out. `usable` looks at everything without a model, so that nobody waits half an hour for that line.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,93 +13,141 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..audio_encoder import fbank
-from ..av_uie import Row, Sample, decode, read_annotations
+from ..av_uie import Row, Sample, check_length, decode, read_annotations, tasks_in
 from ..batch import Item
+from ..classes import class_number, classes_of
 from ..features import Features
-from ..media import AVSBENCH_CLASSES
+from ..media import DataError
 from ..tasks import TASKS
 from ..tokenizer import Tokenizer
+
+GLANCE = 32                      # side of the frames that `usable` decodes: files are read whole whatever it is
 
 
 @dataclass
 class Prepared:
-    """A decoded row without its media. `frames`, `sounds`: places in the feature stores, one a second."""
+    """A decoded row without its media. `frames`, `sounds`: places in the feature stores."""
     task: str
     uid: str
     clip: str                    # rows with the same clip share their media
     row: dict
     seconds: list[int]
     target: int                  # place in `seconds` of the frame to be segmented
-    frames: Tensor
-    sounds: Tensor
+    frames: Tensor               # (T,)
+    sounds: Tensor               # (T,n): n pieces of one second for each frame, two of them in clips of a minute
     masks: Tensor | None         # (groups,H,W) bool
     visible: Tensor | None       # (H,W) class map of everything in the picture, where known
     box: tuple | None
+    classes: tuple[str, ...]     # names of the numbers in class maps
 
 
-def class_number(name: str, names: list[str]) -> int:
-    """The number of a class in the label pictures: AVSBench's, or of a data set's own list."""
-    name = name.strip()
-    return names.index(name)
+def _numbers(row: dict, classes: tuple[str, ...]) -> list[int]:
+    """The class numbers of an AVSS row's sounding categories, in their order."""
+    return [class_number(name, classes) for name in row["a_obj"].split(",")]
 
 
-def _masks(task: str, sample: Sample) -> Tensor | None:
+def _masks(sample: Sample, classes: tuple[str, ...]) -> Tensor | None:
     """(groups,H,W) bool: one group, for AVSS one for each sounding category."""
-    if sample.masks is None:
-        return None
-    if task != "avss":
+    if sample.masks is None or sample.task != "avss":
         return sample.masks
-    numbers = [class_number(name, list(AVSBENCH_CLASSES)) for name in sample.row["a_obj"].split(",")]
-    return torch.stack([sample.masks == number for number in numbers])
+    return torch.stack([sample.masks == number for number in _numbers(sample.row, classes)])
+
+
+def check_text(row: Row, tokenizer: Tokenizer, classes: tuple[str, ...], reasoning: bool) -> None:
+    """DataError where a row's prompt and answer do not hold exactly the marks that its masks and media stand for."""
+    task, place = TASKS[row.task], f"{row.root / row.task / row.split}.json[{row.index}]"
+    prompt, answer = tokenizer.encode(task.prompt(row.fields)), tokenizer.encode(task.answer(row.fields, reasoning))
+    for mark in (tokenizer.visual, tokenizer.audio, tokenizer.answer):
+        if mark in prompt or mark in answer:
+            raise DataError(place, task.field, f"expected no '{tokenizer.names[mark]}': it is the model's own mark")
+    groups = 0
+    if task.masks:
+        try:
+            groups = len(_numbers(row.fields, classes)) if row.task == "avss" else 1
+        except ValueError as error:
+            raise DataError(place, "a_obj", str(error)) from None
+    found = [i for i in answer if i in tokenizer.masks]
+    if found != groups * tokenizer.masks:
+        raise DataError(place, task.field, f"expected {groups} whole group(s) of mask tokens, found "
+                                           f"{len(found)} mask tokens")
+
+
+def annotations(root: Path, split: str, tasks: list[str], tokenizer: Tokenizer, reasoning: bool,
+                problems: list[DataError] | None) -> list[Row]:
+    """The rows of a split whose annotations are in order; problems: see `Rows`. No media file is opened."""
+    classes, good = classes_of(root), []
+    for row in read_annotations(root, split, tasks, problems):
+        try:
+            check_text(row, tokenizer, classes, reasoning)
+            good.append(row)
+        except DataError as error:
+            if problems is None:
+                raise
+            problems.append(error)
+    return good
+
+
+def usable(root: Path, tasks: list[str], tokenizer: Tokenizer, reasoning: bool,
+           problems: list[DataError] | None) -> None:
+    """Opens everything that training and evaluation on a data folder will open; problems: see `Rows`."""
+    rows = [row for split in ("train", "test") if tasks_in(root, split, tasks)[0]
+            for row in annotations(root, split, tasks, tokenizer, reasoning, problems)]
+    seconds: dict[tuple, list[int]] = {}         # of the good clips: ten questions about a clip open it once
+    for row in tqdm(rows, desc="check", unit="row"):
+        clip = (row.video, row.audio, row.task == "avqa") if row.video else row.uid
+        try:
+            if clip in seconds:
+                check_length(row, seconds[clip])
+            else:
+                seconds[clip] = decode(row, GLANCE).seconds
+        except DataError as error:
+            if problems is None:
+                raise
+            problems.append(error)
 
 
 class Rows:
-    """All rows of a split of a data folder, prepared. `items(rows)` and `draw(rng, count)` give sequences."""
+    """All rows of a split of a data folder, prepared. `item(row)` and `rows(rng, count)` give sequences.
+
+    limit: rows a task at most. problems: a list that receives what is wrong with rows that are left out; without it
+    the first raises its DataError. A split with no usable row always does.
+    """
 
     def __init__(self, root: Path, split: str, tasks: list[str], features: Features, tokenizer: Tokenizer,
-                 reasoning: bool = True, limit: int | None = None):
+                 reasoning: bool = True, limit: int | None = None, problems: list[DataError] | None = None):
         self.features, self.tokenizer, self.cfg = features, tokenizer, features.crab.cfg
-        self.reasoning = reasoning
-        self.rows: list[Prepared] = []
-        seen: dict[tuple, tuple] = {}
-        counts: dict[str, int] = {}
-        for row in tqdm(read_annotations(root, split, tasks), desc=f"read {split}", unit="row"):
-            counts[row.task] = counts.get(row.task, 0) + 1
-            if limit is None or counts[row.task] <= limit:
-                self.rows.append(self._prepare(row, seen))
+        self.reasoning, classes, found = reasoning, classes_of(root), {task: [] for task in tasks}
+        for row in annotations(root, split, tasks, tokenizer, reasoning, problems):
+            found[row.task].append(row)
+        wanted = {row.uid: row for rows in found.values() for row in rows[:limit]}
+        self.rows = []
+        for cached in features.cache.prepare(list(wanted.values()), problems):
+            sample = cached.sample
+            row = wanted[sample.uid]
+            self.rows.append(Prepared(row.task, row.uid, str(row.video or row.image), row.fields, sample.seconds,
+                                      sample.target, cached.frames, cached.sounds, _masks(sample, classes),
+                                      sample.visible, sample.box, classes))
+        if not self.rows:
+            raise DataError(root, f"{split}.json", f"no usable sample of {', '.join(tasks)}")
         self.by_task = {task: [i for i, row in enumerate(self.rows) if row.task == task] for task in tasks}
         kept = self.cfg.vision.kept
         self.llm_layer = kept.index(self.cfg.vision.llm_layer)
         self.mask_layers = [kept.index(k) for k in self.cfg.vision.mask_layers]
 
-    def _prepare(self, row: Row, seen: dict) -> Prepared:
-        """Decodes a row; clips that several rows of the video tasks share are read once."""
-        key = (row.video, row.audio) if row.video else (row.uid,)
-        if key not in seen:
-            sample = decode(row, self.cfg.vision.image)
-            places = (sample, self.features.see(sample.frames), self.features.hear(fbank(sample.audio).half()))
-            if row.video:
-                seen[key] = (replace(sample, frames=torch.empty(0), audio=torch.empty(0)), *places[1:])
-        else:
-            places = seen[key]
-        sample, frames, sounds = places
-        return Prepared(row.task, row.uid, str(row.video or row.image), row.fields, sample.seconds, sample.target,
-                        frames, sounds, _masks(row.task, sample), sample.visible, sample.box)
-
     def item(self, row: Prepared, answer: bool = True, sight: Prepared | None = None,
              sound: Prepared | None = None) -> Item:
         """A sequence. sight, sound: other rows whose pictures or sound stand in for the row's own (for shuffling)."""
-        frames, sounds = (sight or row).frames, (sound or row).sounds
+        frames, sounds = (sight or row).frames, (sound or row).sounds                        # (T,), (T,n)
         count = len(row.seconds)
         frames, sounds = (places[torch.arange(count) % len(places)] for places in (frames, sounds))
+        heard = sounds.shape[1] * self.cfg.audio_qformer.queries     # each second of sound has queries of its own
         visual, audio = self.features.visual.array(), self.features.audio.array()
         task = TASKS[row.task]
-        text = self.tokenizer.render(row.seconds, self.cfg.visual_qformer.queries, self.cfg.audio_qformer.queries,
-                                     task.prompt(row.row), task.answer(row.row, self.reasoning) if answer else None)
+        text = self.tokenizer.render(row.seconds, self.cfg.visual_qformer.queries, heard, task.prompt(row.row),
+                                     task.answer(row.row, self.reasoning) if answer else None)
         at = visual[frames[row.target]][self.mask_layers] if row.masks is not None else None
         return Item(row.task, row.uid, row.row, text.ids, text.trained, visual[frames][:, self.llm_layer],
-                    audio[sounds], at, row.masks)
+                    audio[sounds.flatten()], at, row.masks)
 
     def __call__(self, rng, count: int, weights: dict[str, float] | None = None) -> list[Item]:
         """draw(rng, count): rows of all tasks by weight, uniform within a task."""

@@ -122,13 +122,16 @@ class SegmentStage(nn.Module):
 
 
 class WholeStage(nn.Module):
-    """Everything but the encoders from features to losses: alignment with the LLM frozen, instruction with LoRA."""
+    """Everything but the encoders from features to losses: alignment with the LLM frozen, instruction with LoRA.
+
+    Tokens that were added to a published LLM learn in both: nobody else knows what they mean.
+    """
 
     def __init__(self, crab: Crab, soft: Tensor | None = None):
         super().__init__()
         self.crab = crab
         crab.only(crab.visual_qformer, crab.audio_qformer, crab.mask_prompt, crab.segmentation)
-        for parameter in lora_parameters(crab.llm):
+        for parameter in (*lora_parameters(crab.llm), *crab.llm.added()):
             parameter.requires_grad_(True)
         self.register_buffer("soft", soft, persistent=False)
 
