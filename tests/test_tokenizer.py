@@ -87,11 +87,6 @@ def test_rendered_placeholders_and_trained_ids(tokenizer):
     assert asked.ids == ids[:begin + 1] and not any(asked.trained)   # generation begins where training's answer does
 
 
-def test_special_words_in_a_user_s_text_stay_what_the_tokenizer_says(tokenizer):
-    """A prompt that spells a placeholder would shift the interfaces' tokens."""
-    assert tokenizer.render([0], 1, 1, "what is <visual> here?").ids.count(tokenizer.visual) == 2
-
-
 def test_the_same_model_after_saving(tokenizer, tmp_path):
     (tmp_path / "t.model").write_bytes(tokenizer.model)
     again = Tokenizer.load(tmp_path / "t.model")
