@@ -1,9 +1,10 @@
 """What the branch costs: forward + backward of each kernel, beside a frozen linear layer and official Crab's loop.
 
-The contenders of one size take turns within a round, in an order drawn anew (what ran before decides which memory is
-still mapped and cached), and the ratio to the linear layer is formed inside the round, so that a busy machine slows
-both alike; the median over the rounds is printed. The floor is the share of extra floating
-point operations (on a GPU also of bytes): no kernel can be below it. Run by `python -m crab_mini.fused_lora bench`.
+The contenders of one size take turns within a round, in an order drawn anew, and the ratio to the linear layer is
+formed inside the round, so that a busy machine slows both alike; the median over the rounds is printed. Before each
+timed step runs one that is not timed: what ran before decides which memory is still mapped and cached. The floor is
+the share of extra floating point operations (on a GPU also of bytes): no kernel can be below it.
+Run by `python -m crab_mini.fused_lora bench`.
 """
 
 import os
@@ -71,15 +72,16 @@ def forward_backward(step, tensors):
 
 
 def interleaved(contenders, tensors, rounds):
-    """Name -> milliseconds of each round, every contender once a round, after two rounds of warming up."""
+    """Name -> milliseconds of each round, every contender once a round, the first round not counted."""
     random.seed(0)
     device = tensors[0].device.type
     times = {name: [] for name in contenders}
-    for turn in range(rounds + 2):
+    for turn in range(rounds + 1):
         for name, step in random.sample(list(contenders.items()), len(contenders)):
+            forward_backward(step, tensors)
             started = clock(device)
             forward_backward(step, tensors)
-            if turn >= 2:
+            if turn > 0:
                 times[name].append(1000 * (clock(device) - started))
     return times
 
