@@ -105,10 +105,4 @@ def _(gy, x, weight, A, R, B, z, g, scaling, keep, keep_scale, need_x, kernel):
     return gx, torch.empty_like(A), torch.empty_like(R), torch.empty_like(B)
 
 
-def _operator_save(ctx, inputs, output):
-    ctx.mark_non_differentiable(*output[1:])
-    _save(ctx, inputs, output)
-
-
-operator.register_autograd(lambda ctx, gy, _gz, _gg: _gradients(ctx, gy, operator_backward),
-                           setup_context=_operator_save)
+operator.register_autograd(lambda ctx, gy, _gz, _gg: _gradients(ctx, gy, operator_backward), setup_context=_save)
