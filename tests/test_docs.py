@@ -161,10 +161,11 @@ def patterns(text: str) -> list[str]:
 
 def is_there(path: str, miniature: Path) -> bool:
     """In the project, made by its commands, or in a data set; a media file may have any format that is read."""
-    suffix = Path(path).suffix
     if path.startswith(MADE) or list(HOME.glob(path)) or list(miniature.glob(path)):
         return True
-    return suffix in FORMATS and ("/" not in path or any(miniature.glob(str(Path(path).parent))))
+    folder, name = Path(path).parent, Path(path).name
+    real = "/" not in path or re.fullmatch(r"\*\.\w+", name) and folder.name in ("video", "audio")
+    return bool(real) and Path(path).suffix in FORMATS and any(miniature.glob(str(folder)))
 
 
 def test_every_path_in_backticks_exists(miniature):
