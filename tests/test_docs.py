@@ -164,8 +164,8 @@ def is_there(path: str, miniature: Path) -> bool:
     if path.startswith(MADE) or list(HOME.glob(path)) or list(miniature.glob(path)):
         return True
     folder, name = Path(path).parent, Path(path).name
-    real = "/" not in path or re.fullmatch(r"\*\.\w+", name) and folder.name in ("video", "audio")
-    return bool(real) and Path(path).suffix in FORMATS and any(miniature.glob(str(folder)))
+    real = re.fullmatch(r"\*\.\w+", name) and folder.name in ("video", "audio") and any(miniature.glob(str(folder)))
+    return Path(path).suffix in FORMATS and bool(real or "/" not in path)
 
 
 def test_every_path_in_backticks_exists(miniature):
