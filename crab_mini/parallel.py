@@ -6,6 +6,7 @@ numbers of tokens or masks, and where a process has no mask at all.
     torchrun --nproc_per_node 2 train.py ...        gloo on the CPU, nccl on GPUs
 """
 
+import importlib
 import os
 from dataclasses import dataclass
 
@@ -57,6 +58,9 @@ def connect(device: torch.device) -> tuple[Processes, torch.device]:
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
     if not dist.is_initialized():
+        # torch.optim imports this module later; its default arguments would then hold the group for ever, and gloo's
+        # threads, still alive when the interpreter ends, would sometimes abort it.
+        importlib.import_module("torch.distributed.nn.functional")
         dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     return Processes(dist.get_rank(), dist.get_world_size()), device
 
