@@ -38,6 +38,7 @@ def test_a_parsed_box_is_the_row_s_to_the_nearest_step(reasoning):
     for _, row in rows("arig", SCENES):
         box = TASKS["arig"].parse(TASKS["arig"].answer(row, reasoning))
         assert all(abs(a - b) <= STEP / 2 + 1 for a, b in zip(box, row["top_left"] + row["bottom_right"]))
+    assert TASKS["arig"].parse("not (1,2),(3,4) but (28, 7), (84,105).") == (28, 7, 84, 105)      # the last two corners
 
 
 @pytest.mark.parametrize("reasoning", (True, False))

@@ -34,6 +34,7 @@ def test_words_come_back(tokenizer):
         assert tokenizer.decode(tokenizer.encode(text)) == text
     for text in random.Random(0).sample(TEXTS, 50):             # tags are set off by blanks, nothing else changes
         assert tokenizer.decode(tokenizer.encode(text)) == " ".join(re.sub("(<[^>]*>)", r" \1 ", text).split())
+    assert tokenizer.decode([tokenizer.pad, tokenizer.bos, *tokenizer.encode("dog bell"), tokenizer.eos]) == "dog bell"
 
 
 @pytest.mark.parametrize("task", TASKS)

@@ -97,6 +97,20 @@ def test_categories_are_even(task):
     assert set(shares) == set(CATEGORIES) and max(shares.values()) < 0.14 and min(shares.values()) > 0.06, shares
 
 
+def test_a_category_tells_neither_place_nor_time_nor_loudness():
+    """Over all things of all scenes, each category's means are everybody's."""
+    facts = defaultdict(list)
+    for view in views(SCENES):
+        for i, name in enumerate(view.names):
+            on_screen, heard = view.visible[i].any(), view.heard_at[i].any()
+            facts[name].append((on_screen, heard, view.path[i, 0, 0] if on_screen else np.nan,
+                                view.path[i, 0, 1] if on_screen else np.nan,
+                                view.gain[i].max() if heard else np.nan,
+                                view.heard_at[i].argmax() / SECONDS if heard else np.nan))
+    means = np.array([np.nanmean(facts[name], 0) for name in CATEGORIES])
+    assert np.abs(means - means.mean(0)).max() < 0.08, means.round(2)
+
+
 def test_seeing_a_thing_says_little_about_hearing_it():
     """Over things on screen and seconds: heard when seen against heard when not seen; and the other way round."""
     seen = np.concatenate([view.visible[view.visible.any(1)].ravel() for view in views(SCENES)])
