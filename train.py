@@ -7,7 +7,7 @@
     python train.py --task all --data AVUIE_2 --stages runs/tiny --skip-bad --cache-features cache
     python train.py --task all --vision-weights clip/pytorch_model.bin --audio-weights BEATs_iter3_plus_AS2M.pt
 
-The first time it makes its data set, data/av_uie_mini. Everything it learns lies in --out: a checkpoint and a curve a
+The first time it makes its data set under data/. Everything it learns lies in --out: a checkpoint and a curve a
 stage, and crab.pt, the whole model, for eval.py. A stage whose checkpoint is there is skipped; --resume goes on with
 one that was stopped.
 """
@@ -83,10 +83,12 @@ def settle(options: argparse.Namespace) -> tuple[torch.device, str, list[str]]:
 
 def miniature(cfg: Config, processes: Processes) -> Path:
     """The folder of the miniature data set, made the first time (by the first process; the others wait)."""
-    folder = MINIATURE.with_name(f"{MINIATURE.name}_{cfg.vision.image}_{cfg.world.clips}_{cfg.world.seed}")
+    world, image = cfg.world, cfg.vision.image
+    numbers = (image, world.clips, world.test_clips, world.rows_per_task, world.seed)
+    folder = MINIATURE.with_name("_".join([MINIATURE.name, *map(str, numbers)]))
     if processes.first and not (folder / "clips.json").exists():
-        print(f"making the data set {folder}: {cfg.world.clips} training and {cfg.world.test_clips} test clips")
-        write(folder, cfg.world.clips, cfg.world.test_clips, cfg.vision.image, cfg.world.seed, cfg.world.rows_per_task)
+        print(f"making the data set {folder}: {world.clips} training and {world.test_clips} test clips")
+        write(folder, world.clips, world.test_clips, image, world.seed, world.rows_per_task)
     processes.gather(None)
     return folder
 

@@ -132,10 +132,11 @@ class PositionCode(nn.Module):
         self.register_buffer("positional_encoding_gaussian_matrix", torch.randn(2, width // 2))
 
     def forward(self, xy: Tensor) -> Tensor:
-        """xy (...,2) in [0,1], x first -> (...,C). In fp32: a phase has no digits to spare."""
-        matrix = self.positional_encoding_gaussian_matrix.float()
-        with torch.autocast(xy.device.type, enabled=False):
-            phase = 2 * math.pi * ((2 * xy.float() - 1) @ matrix)
+        """xy (...,2) in [0,1], x first -> (...,C). In fp32, so no matrix product, which autocast would shorten: a phase
+        has no digits to spare."""
+        across, down = self.positional_encoding_gaussian_matrix.float()                        # (C/2,) each
+        x, y = (2 * xy.float() - 1).split(1, -1)
+        phase = 2 * math.pi * (x * across + y * down)                                          # (...,C/2)
         return torch.cat([phase.sin(), phase.cos()], -1)
 
     def grid(self, h: int, w: int) -> Tensor:

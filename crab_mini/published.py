@@ -73,7 +73,7 @@ def load(cfg: Config, options: Namespace) -> tuple[Config, dict[str, nn.Module]]
     for part, path in files(options).items():
         flag = f"--{part}-weights"
         try:
-            settings, state = official.load_config(path), official.load_file(path)       # mapped, not yet read
+            state, settings = official.load_file(path), official.load_config(path)       # mapped, not yet read
             afford(f"{flag} {path}", FLOAT * sum(tensor.numel() for tensor in state.values()), torch.device("cpu"))
             parts[part] = BUILD[part](settings, state)
         except official.WeightsError as error:

@@ -27,7 +27,8 @@ def fused_lora(x, weight, bias, A, R, B, scaling, dropout=0.0, keep=None, kernel
     Returns y (..., out). Gradients go to x, bias, A, R, B and never to weight.
     Raises ValueError or TypeError in one line for a shape, dtype or device that does not fit.
     """
-    autocast = x.dtype != torch.float64 and torch.is_autocast_enabled(x.device.type)
+    known = x.device.type != "meta"                # where shapes are only counted there is no autocast to ask for
+    autocast = known and x.dtype != torch.float64 and torch.is_autocast_enabled(x.device.type)
     if not _fits(x, weight, bias, A, R, B, keep, dropout, autocast):
         _complain(x, weight, bias, A, R, B, keep, dropout, autocast)
     rows = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])          # (N, in)
