@@ -124,12 +124,11 @@ def bring(options: argparse.Namespace, mini: Path, tasks: list[str], run: Run) -
     return options.data, there
 
 
-def left_out(problems: list[DataError] | None, run: Run) -> None:
-    """Lists the samples that --skip-bad leaves out."""
-    lines = list(dict.fromkeys(map(str, problems or [])))
-    if lines and run.processes.first:
-        more = f"\n  and {len(lines) - LISTED} more" * (len(lines) > LISTED)
-        print("\n  ".join([f"--skip-bad leaves out {len(lines)} bad sample(s):", *lines[:LISTED]]) + more, flush=True)
+def left_out(problems: list[DataError], split: str, run: Run) -> None:
+    """Says what --skip-bad leaves out of a split."""
+    if problems and run.processes.first:
+        lines = [f"--skip-bad leaves {len(problems)} sample(s) out of {split}:", *map(str, problems[:LISTED])]
+        print("\n  ".join(lines + [f"and {len(problems) - LISTED} more"] * (len(problems) > LISTED)), flush=True)
 
 
 def plan(crab, cfg: Config, options, run: Run, data: Path, tasks: list[str]) -> None:
@@ -155,6 +154,15 @@ def parameters(name: str, module, processes: Processes) -> None:
         trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
         print(f"{name}: trains {trained / 1e6:.2f} M of {total / 1e6:.2f} M parameters, "
               f"{(total - trained) / 1e6:.2f} M frozen")
+
+
+def prepare(data: Path, split: str, tasks: list[str], features: Features, tokenizer: Tokenizer, options,
+            run: Run) -> Rows:
+    """The rows of a split; with --skip-bad the usable ones."""
+    problems = [] if options.skip_bad else None
+    rows = Rows(data, split, tasks, features, tokenizer, options.reasoning == "on", problems=problems)
+    left_out(problems or [], split, run)
+    return rows
 
 
 def train(crab, tokenizer: Tokenizer, cfg: Config, options, run: Run, data: Path, mini: Path,
@@ -194,23 +202,20 @@ def train(crab, tokenizer: Tokenizer, cfg: Config, options, run: Run, data: Path
     depends |= {"lora": dataclasses.asdict(cfg.lora), "tasks": tasks, "data": str(data)}
     crab.with_lora().to(run.device)
 
-    def rows() -> Stream:
-        problems = [] if options.skip_bad else None
-        made = Rows(data, "train", tasks, features, tokenizer, reasoning, problems=problems)
-        left_out(problems, run)
-        return Stream(made, tokenizer, cfg.instruct.batch, seed + 3, *share)
-    stage("instruct", lambda: WholeStage(crab), rows, where=run,
-          rate=lambda name: 1.0 if "lora_" in name else INTERFACE_RATE)
+    stage("instruct", lambda: WholeStage(crab), lambda: Stream(
+        prepare(data, "train", tasks, features, tokenizer, options, run), tokenizer, cfg.instruct.batch, seed + 3,
+        *share), where=run, rate=lambda name: 1.0 if "lora_" in name else INTERFACE_RATE)
     return features
 
 
 def glance(data: Path, tasks: list[str], tokenizer: Tokenizer, options, run: Run) -> None:
-    """Opens all of --data before half an hour goes into earlier stages; not needed where those are done."""
+    """Opens all of --data before minutes or hours go into training. (The training split's turn comes at once where the
+    earlier stages are done.)"""
     names = [name for name in STAGES[:-1] if name not in published.skipped(options)]
-    if options.data and not all(((options.stages or options.out) / f"{name}.pt").exists() for name in names):
-        problems = [] if options.skip_bad else None
-        usable(data, tasks, tokenizer, options.reasoning == "on", problems)
-        left_out(problems, run)
+    ready = all(((options.stages or options.out) / f"{name}.pt").exists() for name in names)
+    if options.data:
+        usable(data, ("test",) if ready else ("train", "test"), tasks, tokenizer, options.reasoning == "on",
+               [] if options.skip_bad else None)
 
 
 def evaluate(crab, tokenizer: Tokenizer, features: Features, data: Path, tasks: list[str], options, run: Run) -> dict:
@@ -218,9 +223,7 @@ def evaluate(crab, tokenizer: Tokenizer, features: Features, data: Path, tasks: 
     if not any((data / task / "test.json").is_file() for task in tasks):
         print(f"{data} has no test.json of {', '.join(tasks)}: nothing is evaluated")
         return {}
-    problems = [] if options.skip_bad else None
-    rows = Rows(data, "test", tasks, features, tokenizer, problems=problems)
-    left_out(problems, run)
+    rows = prepare(data, "test", tasks, features, tokenizer, options, run)
     events = event_names(data, [row.row for row in rows.rows])
     return {task: score(task, answer(crab, tokenizer, rows, task, run.device, run.precision), events)
             for task in tasks if rows.by_task[task]}

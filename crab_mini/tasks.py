@@ -131,7 +131,7 @@ def parse_tasks(text: str) -> list[str]:
     names = list(TASKS) if text == "all" else [name.strip() for name in text.split(",") if name.strip()]
     for name in names or [text]:
         if name not in TASKS:
-            close = difflib.get_close_matches(name, TASKS, n=2) or list(TASKS)
+            close = difflib.get_close_matches(name, TASKS, n=2, cutoff=0.5) or list(TASKS)
             raise ValueError(f"--task {name}: no such task; nearest: {', '.join(close)}")
     return list(dict.fromkeys(names))
 

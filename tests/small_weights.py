@@ -1,4 +1,4 @@
-"""Checkpoints in the published formats, a few kilobytes each, with random numbers: for training runs that start from them."""
+"""Checkpoints in the published formats, some kilobytes each, with random numbers: training runs start from them."""
 
 import io
 import json
@@ -14,7 +14,7 @@ from crab_mini.llm import LLM
 from crab_mini.official import BEATS_NAMES, CLIP_NAMES, LLAMA_NAMES, published_name
 from crab_mini.vision_encoder import ViT
 
-VISION = VisionConfig(32, 8, 32, 3, 2, 64, mask_layers=(0, 1), llm_layer=2)     # the layers that official.clip_vit picks
+VISION = VisionConfig(32, 8, 32, 3, 2, 64, mask_layers=(0, 1), llm_layer=2)     # layers as official.clip_vit picks
 AUDIO = AudioConfig(16, 16, 32, 2, 2, 64, 6, 2, 12, 20)
 
 
@@ -52,9 +52,9 @@ def beats(folder: Path) -> Path:
 def words(path: Path, vocab: int = 400) -> Path:
     """A sentencepiece model as LLaMA's: <unk>, <s>, </s>, bytes, no padding, none of the project's tags."""
     model = io.BytesIO()
+    text = ["the dog and the bell make a sound at second 3, from 12 to 48"] * 9
     spm.SentencePieceTrainer.train(
-        sentence_iterator=iter(["the dog and the bell make a sound at second 3, from 12 to 48"] * 9), model_writer=model,
-        model_type="bpe", vocab_size=vocab, hard_vocab_limit=False, byte_fallback=True, minloglevel=2,
+        sentence_iterator=iter(text), model_writer=model, model_type="bpe", vocab_size=vocab, hard_vocab_limit=False, byte_fallback=True, minloglevel=2,
         unk_id=0, bos_id=1, eos_id=2, pad_id=-1)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(model.getvalue())

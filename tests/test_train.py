@@ -100,7 +100,8 @@ def test_two_processes_train_as_one(nano):
         f"--{stage}.steps={steps[stage]}", f"--{stage}.batch=6", f"--{stage}.muon_lr=0")]
     assert train.main([*quick, "--out", "one"]) == 0
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", HOME / "train.py"]
-    done = subprocess.run([*torchrun, *quick, "--out", "two"], env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    done = subprocess.run([*torchrun, *quick, "--out", "two"], env=os.environ | {"OMP_NUM_THREADS": "1"},
+                          capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     for stage in STAGES:
         one, two = (read_curve(Path(out) / f"{stage}.jsonl") for out in ("one", "two"))

@@ -48,8 +48,8 @@ class Pictures(Draw):
 
 
 class Sounds(Draw):
-    """at(step) -> mels (n,F,128), heard (n,C) float, loudest (n,) int64, hidden (n,N) bool: the patches whose labels are
-    to be predicted, none once the first part of the stage is over. patch: side of the encoder's patches."""
+    """at(step) -> mels (n,F,128), heard (n,C) float, loudest (n,) int64, hidden (n,N) bool: the patches whose labels
+    are to be predicted, none once the first part of the stage is over. patch: side of the encoder's patches."""
 
     def __init__(self, clips: Clips, batch: int, seed: int, steps: int, patch: int, rank: int = 0, world: int = 1):
         super().__init__(clips, batch, seed, rank, world)

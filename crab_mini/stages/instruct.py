@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..av_uie import Row, Sample, check_length, decode, read_annotations, tasks_in
+from ..av_uie import Row, Sample, check_length, decode, read_annotations
 from ..batch import Item
 from ..classes import class_number, classes_of
 from ..features import Features
@@ -87,10 +87,10 @@ def annotations(root: Path, split: str, tasks: list[str], tokenizer: Tokenizer, 
     return good
 
 
-def usable(root: Path, tasks: list[str], tokenizer: Tokenizer, reasoning: bool,
+def usable(root: Path, splits: tuple[str, ...], tasks: list[str], tokenizer: Tokenizer, reasoning: bool,
            problems: list[DataError] | None) -> None:
-    """Opens everything that training and evaluation on a data folder will open; problems: see `Rows`."""
-    rows = [row for split in ("train", "test") if tasks_in(root, split, tasks)[0]
+    """Opens everything that `Rows` of these splits will open, where they are there; problems: see `Rows`."""
+    rows = [row for split in splits if any((root / task / f"{split}.json").is_file() for task in tasks)
             for row in annotations(root, split, tasks, tokenizer, reasoning, problems)]
     seconds: dict[tuple, list[int]] = {}         # of the good clips: ten questions about a clip open it once
     for row in tqdm(rows, desc="check", unit="row"):

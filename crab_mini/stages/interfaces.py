@@ -39,8 +39,8 @@ class ClipFeatures:
 
 
 class Words(Draw):
-    """at(step) -> features of single seconds, visual (n,P,Dv) and audio (n,P,Da), the scripts of the whole step, over all
-    processes, (batch,Q,words) each, and which of those are this process's (n,)."""
+    """at(step) -> features of single seconds, visual (n,P,Dv) and audio (n,P,Da), the scripts of the whole step, over
+    all processes, (batch,Q,words) each, and which of those are this process's (n,)."""
 
     def __init__(self, features: ClipFeatures, batch: int, seed: int, rank: int = 0, world: int = 1):
         super().__init__(features.clips, batch, seed, rank, world)
