@@ -13,16 +13,22 @@ import torch
 from torch import Tensor
 
 from .feature_cache import FeatureCache, Store, weights_key
+from .media import DataError
 from .model import Crab
 
 
 class Features:
-    """Both modalities' stores. precision: "fp32" or "bf16" of the encoders' arithmetic."""
+    """Both modalities' stores. precision: "fp32" or "bf16" of the encoders' arithmetic. DataError for a folder that
+    cannot be."""
 
     def __init__(self, crab: Crab, device: torch.device, precision: str = "fp32", folder: Path | None = None):
         self.crab, self.device, self.precision = crab, device, precision
         self.temporary = None if folder else tempfile.TemporaryDirectory(prefix="crab_features_")
         self.folder = folder or Path(self.temporary.name)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DataError(self.folder, "feature cache", f"cannot be written: {error.strerror}") from error
 
     @cached_property
     def cache(self) -> FeatureCache:
