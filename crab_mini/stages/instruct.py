@@ -29,7 +29,7 @@ class Prepared:
     """A decoded row without its media. `frames`, `sounds`: places in the feature stores."""
     task: str
     uid: str
-    clip: str                    # rows with the same clip share their media
+    clip: str                    # the file that its sound is in; each frame of a clip is a row of its own
     row: dict
     seconds: list[int]
     target: int                  # place in `seconds` of the frame to be segmented
@@ -39,6 +39,7 @@ class Prepared:
     visible: Tensor | None       # (H,W) class map of everything in the picture, where known
     box: tuple | None
     classes: tuple[str, ...]     # names of the numbers in class maps
+    labels: Tensor | None = None         # (H,W) the annotation's own class map, for AVSS
 
 
 def _numbers(row: dict, classes: tuple[str, ...]) -> list[int]:
@@ -106,30 +107,13 @@ def usable(root: Path, splits: tuple[str, ...], tasks: list[str], tokenizer: Tok
             problems.append(error)
 
 
-class Rows:
-    """All rows of a split of a data folder, prepared. `item(row)` and `rows(rng, count)` give sequences.
+class Posed:
+    """Prepared rows as a model is asked about them: `item(row)` gives the sequence. by_task: places in `rows`."""
 
-    limit: rows a task at most. problems: a list that receives what is wrong with rows that are left out; without it
-    the first raises its DataError. A split with no usable row always does.
-    """
-
-    def __init__(self, root: Path, split: str, tasks: list[str], features: Features, tokenizer: Tokenizer,
-                 reasoning: bool = True, limit: int | None = None, problems: list[DataError] | None = None):
-        self.features, self.tokenizer, self.cfg = features, tokenizer, features.crab.cfg
-        self.reasoning, classes, found = reasoning, classes_of(root), {task: [] for task in tasks}
-        for row in annotations(root, split, tasks, tokenizer, reasoning, problems):
-            found[row.task].append(row)
-        wanted = {row.uid: row for rows in found.values() for row in rows[:limit]}
-        self.rows = []
-        for cached in features.cache.prepare(list(wanted.values()), problems):
-            sample = cached.sample
-            row = wanted[sample.uid]
-            self.rows.append(Prepared(row.task, row.uid, str(row.video or row.image), row.fields, sample.seconds,
-                                      sample.target, cached.frames, cached.sounds, _masks(sample, classes),
-                                      sample.visible, sample.box, classes))
-        if not self.rows:
-            raise DataError(root, f"{split}.json", f"no usable sample of {', '.join(tasks)}")
-        self.by_task = {task: [i for i, row in enumerate(self.rows) if row.task == task] for task in tasks}
+    def __init__(self, features: Features, tokenizer: Tokenizer, reasoning: bool = True):
+        self.features, self.tokenizer, self.cfg, self.reasoning = features, tokenizer, features.crab.cfg, reasoning
+        self.rows: list[Prepared] = []
+        self.by_task: dict[str, list[int]] = {}
         kept = self.cfg.vision.kept
         self.llm_layer = kept.index(self.cfg.vision.llm_layer)
         self.mask_layers = [kept.index(k) for k in self.cfg.vision.mask_layers]
@@ -148,6 +132,32 @@ class Rows:
         at = visual[frames[row.target]][self.mask_layers] if row.masks is not None else None
         return Item(row.task, row.uid, row.row, text.ids, text.trained, visual[frames][:, self.llm_layer],
                     audio[sounds.flatten()], at, row.masks)
+
+
+class Rows(Posed):
+    """All rows of a split of a data folder, prepared. `item(row)` and `rows(rng, count)` give sequences.
+
+    limit: rows a task at most. problems: a list that receives what is wrong with rows that are left out; without it
+    the first raises its DataError. A split with no usable row always does.
+    """
+
+    def __init__(self, root: Path, split: str, tasks: list[str], features: Features, tokenizer: Tokenizer,
+                 reasoning: bool = True, limit: int | None = None, problems: list[DataError] | None = None):
+        super().__init__(features, tokenizer, reasoning)
+        classes, found = classes_of(root), {task: [] for task in tasks}
+        for row in annotations(root, split, tasks, tokenizer, reasoning, problems):
+            found[row.task].append(row)
+        wanted = {row.uid: row for rows in found.values() for row in rows[:limit]}
+        for cached in features.cache.prepare(list(wanted.values()), problems):
+            sample = cached.sample
+            row = wanted[sample.uid]
+            self.rows.append(Prepared(row.task, row.uid, str(row.audio or row.video), row.fields, sample.seconds,
+                                      sample.target, cached.frames, cached.sounds, _masks(sample, classes),
+                                      sample.visible, sample.box, classes,
+                                      sample.masks if row.task == "avss" else None))
+        if not self.rows:
+            raise DataError(root, f"{split}.json", f"no usable sample of {', '.join(tasks)}")
+        self.by_task = {task: [i for i, row in enumerate(self.rows) if row.task == task] for task in tasks}
 
     def __call__(self, rng, count: int, weights: dict[str, float] | None = None) -> list[Item]:
         """draw(rng, count): rows of all tasks by weight, uniform within a task."""
