@@ -33,12 +33,13 @@ from crab_mini.features import Features
 from crab_mini.media import DataError
 from crab_mini.options import STAGES, arguments, check
 from crab_mini.parallel import Processes, connect, disconnect
-from crab_mini.scoring import as_json, score, table
+from crab_mini.scoring import score
 from crab_mini.stages.encoders import HearStage, Pictures, SeeStage, Sounds
 from crab_mini.stages.instruct import Rows, usable
 from crab_mini.stages.interfaces import ClipFeatures, ClipRows, SegmentStage, SpeakStage, WholeStage, Words
 from crab_mini.stages.rows import MASK_WEIGHTS, Stream
 from crab_mini.stages.text import Script, ScriptRows, TextStage, world_text
+from crab_mini.tables import as_json, table
 from crab_mini.tasks import parse_tasks
 from crab_mini.tokenizer import Tokenizer
 from crab_mini.training import Interrupted, NonFiniteLoss, Run, fit, seed_all
@@ -224,7 +225,7 @@ def evaluate(crab, tokenizer: Tokenizer, features: Features, data: Path, tasks: 
         print(f"{data} has no test.json of {', '.join(tasks)}: nothing is evaluated")
         return {}
     rows = prepare(data, "test", tasks, features, tokenizer, options, run)
-    events = event_names(data, [row.row for row in rows.rows])
+    events = event_names(data)
     return {task: score(task, answer(crab, tokenizer, rows, task, run.device, run.precision), events)
             for task in tasks if rows.by_task[task]}
 

@@ -1,202 +1,174 @@
-"""Answers -> the nine tasks' scores, with their trivial baselines, sample counts and 95 % intervals.
+"""Answers -> the nine tasks' scores, each with its chance level, its trivial baseline, n and a 95 % interval.
 
-A score is a statistic over per-sample values (a row of numbers each, NaN where it has no meaning), so that one
-bootstrap serves all of them. An answer that cannot be parsed scores zero and is counted. Baselines are computed on the
-same samples by the same statistic: what one gets without listening, looking or learning.
+A score is a statistic over per-sample values, so that one bootstrap serves all of them. An answer that cannot be
+parsed scores as badly as can be and is counted. Two yardsticks are computed on the same samples by the same statistic:
+`chance`, the best that one constant answer gets without seeing, hearing or learning anything (of questions: without
+anything but the question), and `baseline`, a trick that knows part of the truth, such as the right event at all times.
+Masks are compared at the model's resolution. The segmentation tasks are in mask_scoring.py.
 """
 
-import dataclasses
-import json
-from dataclasses import dataclass, field
+import re
+from collections import Counter, defaultdict
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from . import metrics
-from .classes import class_meant, class_number
-from .stages.instruct import Prepared
+from .mask_scoring import class_map, score_avss, score_masks
+from .measuring import Answer, Score, measure
 from .tasks import TASKS, question_type
 
+__all__ = ["NAMING", "SCORES", "Answer", "Score", "class_map", "measure", "score"]
 
-@dataclass
-class Answer:
-    """One answered row. masks: (groups,H,W) logits, empty where the answer held none."""
-    row: Prepared
-    text: str
-    masks: Tensor
-    parsed: object | None = None
-
-    def __post_init__(self):
-        self.parsed = TASKS[self.row.task].parse(self.text)
+FEW = 10                    # questions in the same words; a rarer wording is judged with the others of its type
+CANDIDATES = 500            # boxes among which the best constant one is looked for
 
 
-@dataclass
-class Score:
-    """One number of the table. `values` is per sample, for the interval; `baseline` and `chance` where they exist."""
-    name: str
-    value: float
-    interval: tuple[float, float]
-    n: int
-    baseline: float | None = None
-    baseline_name: str = ""
-    values: list = field(default_factory=list, repr=False)
+def same(name: str) -> str:
+    """A name as names are compared: without case, underscores and double blanks."""
+    return " ".join(name.lower().replace("_", " ").split())
 
 
-def _score(name: str, values, statistic=np.nanmean, baseline=None, baseline_name: str = "") -> Score:
-    values = np.asarray(values, float)
-    low_high = metrics.bootstrap_interval(values, statistic) if len(values) else (float("nan"),) * 2
-    base = None if baseline is None else float(baseline if np.isscalar(baseline) else statistic(np.asarray(baseline)))
-    return Score(name, float(statistic(values)) if len(values) else float("nan"), low_high, len(values), base,
-                 baseline_name, values.tolist())
+def most_frequent(things: list):
+    """The commonest of some things (the first to reach that count)."""
+    return Counter(things).most_common(1)[0][0]
 
 
 def score_ave(answers: list[Answer]) -> list[Score]:
     """Per-second accuracy including background; share of right categories and of exact ranges."""
-    truth = [(a.row.row["event"], a.row.row["start_time"], a.row.row["end_time"]) for a in answers]
-    labels = np.array([metrics.second_labels(t) for t in truth])
-    said = np.array([metrics.second_labels(a.parsed) if a.parsed else ["unparsed"] * 10 for a in answers])
+    truth = [(same(a.row.row["event"]), a.row.row["start_time"], a.row.row["end_time"]) for a in answers]
+    said = [(same(a.parsed[0]), *a.parsed[1:]) if a.parsed else None for a in answers]
+    labels = np.array([metrics.second_labels(t) for t in truth])                                # (n,10)
+    seconds = np.array([metrics.second_labels(s) if s else ["unparsed"] * 10 for s in said])
     always = np.array([metrics.second_labels((name, 0, 10)) for name, _, _ in truth])
-    return [_score("per-second accuracy", metrics.ave_accuracy(said, labels),
-                   baseline=metrics.ave_accuracy(always, labels), baseline_name="right event, always 0-10"),
-            _score("category", [bool(a.parsed) and a.parsed[0] == t[0] for a, t in zip(answers, truth)]),
-            _score("exact range", [bool(a.parsed) and a.parsed[1:] == t[1:] for a, t in zip(answers, truth)])]
+    constant = np.array([most_frequent(column.tolist()) for column in labels.T])
+    name, span = most_frequent([t[0] for t in truth]), most_frequent([t[1:] for t in truth])
+    return [measure("per-second accuracy", metrics.ave_accuracy(seconds, labels),
+                    baseline=metrics.ave_accuracy(always, labels), baseline_name="right event, always 0-10",
+                    chance=(constant == labels).mean(1), chance_name="each second's most frequent label"),
+            measure("category", [bool(s) and s[0] == t[0] for s, t in zip(said, truth)],
+                    chance=[t[0] == name for t in truth], chance_name="the most frequent event"),
+            measure("exact range", [bool(s) and s[1:] == t[1:] for s, t in zip(said, truth)],
+                    chance=[t[1:] == span for t in truth], chance_name="the most frequent range")]
+
+
+def _events(parsed: dict | None) -> dict | None:
+    return parsed and {kind: [(same(name), a, b) for name, a, b in parsed[kind]] for kind in ("audio", "visual")}
 
 
 def score_avvp(answers: list[Answer]) -> list[Score]:
     """F of audio, visual, audio-visual, Type@AV and Event@AV, in segments and in events."""
-    truth = [TASKS["avvp"].parse(a.row.row["label_content"]) for a in answers]
+    truth = [_events(TASKS["avvp"].parse(a.row.row["label_content"])) for a in answers]
     always = [{kind: [(name, 0, 10) for name, _, _ in events] for kind, events in t.items()} for t in truth]
-    table = np.array([metrics.avvp_video(a.parsed, t) for a, t in zip(answers, truth)])       # (n,2,4)
-    base = np.array([metrics.avvp_video(b, t) for b, t in zip(always, truth)])
+    names = {kind: [name for t in truth for name in sorted({e[0] for e in t[kind]})] for kind in ("audio", "visual")}
+    usual = {kind: [(most_frequent(found), 0, 10)] if found else [] for kind, found in names.items()}
+    said = [_events(a.parsed) for a in answers]
+    table, base, constant = (np.array([metrics.avvp_video(s, t) for s, t in zip(what, truth)])       # (n,2,4)
+                             for what in (said, always, [usual] * len(truth)))
     scores = []
     for k, level in enumerate(("segments", "events")):
-        scores.append(_score(f"Type@AV {level}", table[:, k, :3].mean(1), baseline=base[:, k, :3].mean(1),
-                             baseline_name="right events, always 0-10"))
-        scores += [_score(f"{name} {level}", table[:, k, j], baseline=base[:, k, j])
-                   for j, name in enumerate(("A", "V", "AV", "Event@AV"))]
+        parts = {"Type@AV": (0, 1, 2), "A": (0,), "V": (1,), "AV": (2,), "Event@AV": (3,)}
+        for name, columns in parts.items():
+            ours, trick, blind = (t[:, k, columns].mean(1) for t in (table, base, constant))
+            scores.append(measure(f"{name} {level}", ours, baseline=trick, baseline_name="right events, always 0-10",
+                                  chance=blind, chance_name="the most frequent events, always 0-10"))
     return scores
 
 
 def score_arig(answers: list[Answer]) -> list[Score]:
     """cIoU (share of boxes with IoU of at least 0.5), AUC, mean IoU. Baseline: a box of 90 pixels in the middle."""
-    truth = [a.row.box for a in answers]
+    truth = np.array([a.row.box for a in answers])
+    read = np.array([a.parsed is not None for a in answers])
     iou = metrics.box_iou([a.parsed or (0, 0, 0, 0) for a in answers], truth)
-    centre = metrics.box_iou([(67, 67, 157, 157)] * len(truth), truth)
-    return [_score("cIoU", iou, metrics.ciou, centre, "centre box"), _score("AUC", iou, metrics.success_auc, centre),
-            _score("mean IoU", iou, baseline=centre)]
+
+    def constant(box) -> np.ndarray:
+        return metrics.box_iou([box] * len(truth), truth)
+    centre = constant((67, 67, 157, 157))
+    boxes = [constant(box) for box in truth[:CANDIDATES]]
+
+    def score(name: str, each) -> Score:
+        return measure(name, each(iou) * read, baseline=each(centre), baseline_name="centre box",
+                       chance=max(map(each, boxes), key=np.mean), chance_name="the best constant box")
+    return [score("cIoU", lambda x: x >= 0.5), score("mean IoU", lambda x: x),
+            score("AUC", lambda x: np.array([metrics.success_auc([v]) for v in x]))]
 
 
-def _first_mask(answer: Answer) -> Tensor:
-    """The union of an answer's masks as logits (H,W); nothing where it held none."""
-    return answer.masks.amax(0) if len(answer.masks) else torch.full(answer.row.masks.shape[-2:], -10.0)
+def _named(question: str, names: re.Pattern) -> tuple[str, list[str]]:
+    """-> (the question's wording, with blanks for names and numbers; the names in it)."""
+    found = names.findall(question)
+    return names.sub("_", re.sub(r"\d+", "_", question)), found
 
 
-def _visible(answers: list[Answer]) -> Tensor | None:
-    """(n,H,W) class maps of all that is visible, where the data set knows it for every row."""
-    visible = [a.row.visible for a in answers]
-    return None if any(v is None for v in visible) else torch.stack(visible)
+def blind_guesses(kinds: list[str], questions: list[str], truth: list[str], vocabulary: list[str]) -> np.ndarray:
+    """Which answers the best guess from the question alone gets right: (n,) of 0 and 1.
+
+    For each wording of a type the best of three: always its most frequent answer, the first or the last of the things
+    that the question names (`which is louder, the dog or the bell?`).
+    """
+    words = sorted({name.lower() for name in (*vocabulary, *truth)}, key=len, reverse=True)
+    pattern = re.compile(r"\b(?:" + "|".join(map(re.escape, words)) + r")\b")
+    posed = [_named(question, pattern) for question in questions]
+    wordings = [(kind, wording) for kind, (wording, _) in zip(kinds, posed)]
+    often = Counter(wordings)
+    groups = defaultdict(list)
+    for k, wording in enumerate(wordings):
+        groups[wording if often[wording] >= FEW else wording[0]].append(k)
+    right = np.zeros(len(truth))
+    for members in groups.values():
+        usual = most_frequent([truth[k] for k in members])
+        guesses = [[usual for k in members], *([(posed[k][1] or [""])[at] for k in members] for at in (0, -1))]
+        right[members] = max(([guess == truth[k] for guess, k in zip(g, members)] for g in guesses), key=sum)
+    return right
 
 
-def score_masks(answers: list[Answer]) -> list[Score]:
-    """mIoU and F over masks that are not empty; the null score S over those that are."""
-    null, full = ([a for a in answers if bool(a.row.masks.any()) == there] for there in (False, True))
-    scores = []
-    if full:
-        logits, target = torch.stack(list(map(_first_mask, full))), torch.stack([a.row.masks.amax(0) for a in full])
-        visible = _visible(full)
-        base = None if visible is None else (visible > 0).float()
-        scores = [_score("mIoU", metrics.mask_iou(logits, target), np.nanmean,
-                         None if base is None else metrics.mask_iou(base, target), "all visible objects"),
-                  _score("F", metrics.f_curve(logits, target), metrics.max_f,
-                         None if base is None else metrics.f_curve(20 * base - 10, target))]
-    if null:
-        visible = _visible(null)
-        scores.append(_score("S (null, lower is better)", metrics.null_score(torch.stack(list(map(_first_mask, null)))),
-                             baseline=None if visible is None else metrics.null_score((visible > 0).float())))
-    return scores
-
-
-def class_map(answer: Answer) -> Tensor:
-    """(H,W): the classes an AVSS answer names, painted with their masks; the larger logit wins where they overlap."""
-    size = answer.row.masks.shape[-2:]
-    said, best = torch.zeros(size, dtype=torch.long), torch.zeros(size)
-    for words, logits in zip(answer.parsed or [], answer.masks):
-        number = class_meant(words, answer.row.classes)
-        if number is not None:
-            wins = logits > best
-            said[wins], best = number, torch.where(wins, logits, best)
-    return said
-
-
-def score_avss(answers: list[Answer]) -> list[Score]:
-    """mIoU and F over classes, background included (class 0)."""
-    classes = answers[0].row.classes
-    target = torch.zeros(len(answers), *answers[0].row.masks.shape[-2:], dtype=torch.long)
-    for k, a in enumerate(answers):
-        for name, mask in zip(a.row.row["a_obj"].split(","), a.row.masks):
-            target[k][mask] = class_number(name, classes)
-    said = torch.stack([class_map(a) for a in answers])
-    visible = _visible(answers)
-    base = (None, None) if visible is None else metrics.class_iou_f(visible, target, len(classes))
-    return [_score(name, values, metrics.class_mean, b, "all visible, true labels")
-            for name, values, b in zip(("mIoU", "F"), metrics.class_iou_f(said, target, len(classes)), base)]
-
-
-def score_avqa(answers: list[Answer]) -> list[Score]:
+def score_avqa(answers: list[Answer], vocabulary: list[str]) -> list[Score]:
     """Exact match, in all and by question type; baseline: always the type's most frequent answer."""
     kinds = [" ".join(question_type(a.row.row)) for a in answers]
-    truth = [a.row.row["answer"].lower() for a in answers]
+    truth = [a.row.row["answer"].strip().lower() for a in answers]
     right = np.array([a.parsed == t for a, t in zip(answers, truth)], float)
-    usual = {k: max(set(of := [t for t, kind in zip(truth, kinds) if kind == k]), key=of.count) for k in set(kinds)}
-    base = np.array([t == usual[k] for t, k in zip(truth, kinds)], float)
-    scores = [_score("exact match", right, baseline=base, baseline_name="each type's most frequent answer")]
-    for kind in sorted(usual):
-        at = [k == kind for k in kinds]
-        scores.append(_score(kind, right[at], baseline=base[at]))
-    return scores
+    usual = {kind: most_frequent([t for t, k in zip(truth, kinds) if k == kind]) for kind in sorted(set(kinds))}
+    base = np.array([t == usual[k] for t, k in zip(truth, kinds)])
+    blind = blind_guesses(kinds, [a.row.row["question"].lower() for a in answers], truth, vocabulary)
+
+    def of(name: str, kind: str | None) -> Score:
+        part = np.array([kind in (None, k) for k in kinds])
+        return measure(name, np.where(part, right, np.nan), baseline=base, chance=blind, chance_name="from the question",
+                       baseline_name="the type's most frequent answer", each=right if kind is None else [])
+    return [of("exact match", None), *(of(kind, kind) for kind in usual)]
+
+
+def _pooled(over: int):
+    """Share of hits: a statistic of rows (hits, said, there); NaN where there is nothing to share."""
+    def share(rows: np.ndarray) -> float:
+        return rows[:, 0].sum() / rows[:, over].sum() if rows[:, over].sum() else float("nan")
+    return share
 
 
 def score_avcap(answers: list[Answer], vocabulary: list[str]) -> list[Score]:
     """Recall and precision of mentioned events, and CIDEr. Baseline: the caption of the next clip."""
     truth = [a.row.row["label_content"] for a in answers]
-    said = [a.parsed for a in answers]
+    said, references = [a.parsed for a in answers], [[t] for t in truth]
+    events = [metrics.event_mentions(t, vocabulary) for t in truth]
 
-    def table(captions):
-        mentioned = [metrics.event_mentions(c or "", vocabulary) for c in captions]
-        true = [metrics.event_mentions(c, vocabulary) for c in truth]
-        return np.array([(len(m & t), len(m), len(t)) for m, t in zip(mentioned, true)], float)
-    ours, other = table(said), table(truth[1:] + truth[:1])
-    references = [[t] for t in truth]
-    return [_score("recall", ours, lambda v: v[:, 0].sum() / max(v[:, 2].sum(), 1), other, "another clip's caption"),
-            _score("precision", ours, lambda v: v[:, 0].sum() / max(v[:, 1].sum(), 1), other),
-            _score("CIDEr", metrics.cider(said, references), baseline=metrics.cider(truth[1:] + truth[:1], references))]
+    def table(captions) -> np.ndarray:
+        mentioned = [metrics.event_mentions(caption or "", vocabulary) for caption in captions]
+        return np.array([(len(m & t), len(m), len(t)) for m, t in zip(mentioned, events)], float)     # (n,3)
+    ours, other, shifted = table(said), None, truth[1:] + truth[:1]
+    if len(truth) > 1:
+        other = table(shifted)
+    scores = [measure("CIDEr", metrics.cider(said, references), baseline_name="another clip's caption",
+                      baseline=None if other is None else metrics.cider(shifted, references))]
+    for name, over in (("precision", 1), ("recall", 2)):
+        each = np.divide(ours[:, 0], ours[:, over], out=np.full(len(ours), np.nan), where=ours[:, over] > 0)
+        scores.insert(0, measure(name, ours, _pooled(over), other, "another clip's caption", each=each))
+    return scores
 
 
 SCORES = dict(ave=score_ave, avvp=score_avvp, arig=score_arig, s4=score_masks, ms3=score_masks, ref_avs=score_masks,
-              avss=score_avss, avqa=score_avqa)
+              avss=score_avss)
+NAMING = dict(avqa=score_avqa, avcap=score_avcap)      # those that look for names of events in texts
 
 
 def score(task: str, answers: list[Answer], vocabulary: list[str]) -> dict:
-    """-> {"scores": [Score], "n": rows, "unparsed": answers that could not be read}."""
-    scores = score_avcap(answers, vocabulary) if task == "avcap" else SCORES[task](answers)
+    """-> {"scores": [Score], "n": rows, "unparsed": answers that could not be read}. vocabulary: names of events."""
+    scores = NAMING[task](answers, vocabulary) if task in NAMING else SCORES[task](answers)
     return {"scores": scores, "n": len(answers), "unparsed": sum(a.parsed is None for a in answers)}
-
-
-def as_json(results: dict[str, dict], **facts) -> str:
-    """The results and some facts about the run, without the per-sample values."""
-    plain = {task: {"n": r["n"], "unparsed": r["unparsed"],
-                    "scores": [{k: v for k, v in dataclasses.asdict(s).items() if k != "values"} for s in r["scores"]]}
-             for task, r in results.items()}
-    return json.dumps({"facts": facts, "results": plain}, indent=1)
-
-
-def table(results: dict[str, dict]) -> str:
-    """The results as a Markdown table, a line a score."""
-    lines = ["| task | score | value | 95 % interval | baseline | n | unparsed |", "|---|---|---|---|---|---|---|"]
-    for task, result in results.items():
-        for s in result["scores"]:
-            base = "" if s.baseline is None else f"{s.baseline:.3f}" + (f" ({s.baseline_name})" if s.baseline_name else "")
-            lines.append(f"| {task} | {s.name} | {s.value:.3f} | {s.interval[0]:.3f}-{s.interval[1]:.3f} | {base} "
-                         f"| {s.n} | {result['unparsed']} |")
-    return "\n".join(lines)

@@ -136,7 +136,6 @@ def parse_tasks(text: str) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def question_type(row: dict) -> tuple[str, str]:
-    """MUSIC-AVQA's `type`, a JSON list as a string -> (modality, kind)."""
-    modality, kind = json.loads(row["type"])
-    return modality, kind
+def question_type(row: dict) -> tuple[str, ...]:
+    """MUSIC-AVQA's `type`, a JSON list as a string (or a list), usually (modality, kind)."""
+    return tuple(json.loads(row["type"]) if isinstance(row["type"], str) else row["type"])

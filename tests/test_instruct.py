@@ -202,9 +202,14 @@ def test_class_names_are_found_by_their_words(tmp_path):
     assert classes_of(tmp_path) == AVSBENCH_CLASSES
     (tmp_path / "classes.json").write_text('["background", "owl"]')
     assert classes_of(tmp_path) == ("background", "owl")
-    assert event_names(tmp_path, [{"event": "Bell"}, {"event": ["x"]}, {}]) == ["Bell", "owl"]
+    assert event_names(tmp_path) == ["owl"]
+    small.build(tmp_path)       # ave names a bell; avvp sees a bell and hears a dog
+    assert event_names(tmp_path) == ["Bell", "Dog", "owl"]
     (tmp_path / "clips.json").write_text('{"categories": ["owl", "tuba"]}')
-    assert event_names(tmp_path, []) == ["owl", "tuba"]
+    assert event_names(tmp_path) == ["owl", "tuba"]
+    (tmp_path / "clips.json").write_text('{"clips": []}')
+    with pytest.raises(DataError, match="clips.json: file: no list of class names: KeyError"):
+        event_names(tmp_path)
     (tmp_path / "classes.json").write_text('{"a": 1}')
     with pytest.raises(DataError, match="classes.json: file: expected a JSON list of class names"):
         classes_of(tmp_path)
