@@ -115,6 +115,7 @@ def check(root: str | Path, progress: bool = True) -> Report:
 
 def show(root: str, task: str, split: str, index: int, out: str, size: int) -> None:
     """Draws one sample into a PNG file."""
+    from .classes import classes_of
     from .draw import panel                 # only this command draws
     from .tasks import TASKS as SPOKEN
     problems: list[DataError] = []
@@ -125,7 +126,8 @@ def show(root: str, task: str, split: str, index: int, out: str, size: int) -> N
         named = next((error for error in problems if error.file.endswith(f"[{index}]")), None)
         raise named or DataError(place, "index", f"no usable sample {index}: {len(rows)} are there, counted from 0")
     sample = av_uie.decode(row, size)
-    image = panel(sample, SPOKEN[task].prompt(row.fields), SPOKEN[task].answer(row.fields))
+    image = panel(sample, SPOKEN[task].prompt(row.fields), SPOKEN[task].answer(row.fields),
+                  classes=classes_of(Path(root)))
     try:
         image.save(out)
     except (OSError, ValueError) as error:

@@ -35,14 +35,18 @@ class Prediction:
     events: list[tuple[str, int, int]] = field(default_factory=list)
 
 
-def panel(sample: Sample, prompt: str = "", answer: str = "", prediction: Prediction | None = None) -> Image.Image:
-    """The whole picture of a sample, WIDTH pixels wide and as high as it needs; prediction: drawn beside the truth."""
+def panel(sample: Sample, prompt: str = "", answer: str = "", prediction: Prediction | None = None,
+          classes: tuple[str, ...] = AVSBENCH_CLASSES) -> Image.Image:
+    """The whole picture of a sample, WIDTH pixels wide and as high as it needs; prediction: drawn beside the truth.
+
+    classes: names of the numbers in class maps.
+    """
     rows = [_text(sample.uid, INK, 18), _frames(sample)]
-    large = [_target("truth", sample, sample.masks, sample.box, TRUTH)]
+    large = [_target("truth", sample, sample.masks, sample.box, TRUTH, classes)]
     if prediction is not None:
-        large.append(_target("prediction", sample, prediction.masks, prediction.box, GUESS))
+        large.append(_target("prediction", sample, prediction.masks, prediction.box, GUESS, classes))
     if sample.visible is not None:
-        large.append(_target("all visible", sample, sample.visible, None, INK))
+        large.append(_target("all visible", sample, sample.visible, None, INK, classes))
     rows.append(_side_by_side([image for image in large if image is not None]))
     rows.append(_sound(sample))
     guess = prediction or Prediction()
@@ -134,7 +138,8 @@ def _frames(sample: Sample) -> Image.Image:
     return row
 
 
-def _target(title: str, sample: Sample, masks: Tensor | None, box, colour) -> Image.Image | None:
+def _target(title: str, sample: Sample, masks: Tensor | None, box, colour,
+            classes: tuple[str, ...] = AVSBENCH_CLASSES) -> Image.Image | None:
     """The frame in question, large, with a mask or class map and a box; None where there is nothing to draw."""
     if masks is None and box is None:
         return None
@@ -146,15 +151,15 @@ def _target(title: str, sample: Sample, masks: Tensor | None, box, colour) -> Im
         x0, y0, x1, y1 = scale_box(box, LARGE)
         draw.rectangle((min(x0, x1), 18 + min(y0, y1), max(x0, x1), 18 + max(y0, y1)), outline=colour, width=3)
     if masks is not None and masks.ndim == 2:
-        _legend(draw, masks)
+        _legend(draw, masks, classes)
     return image
 
 
-def _legend(draw: ImageDraw.ImageDraw, classes: Tensor) -> None:
+def _legend(draw: ImageDraw.ImageDraw, numbers: Tensor, classes: tuple[str, ...]) -> None:
     """The names of the classes in a map, in their colours, in the lower left corner."""
-    found = [number for number in torch.unique(classes).tolist() if number > 0]
+    found = [number for number in torch.unique(numbers).tolist() if number > 0]
     for line, number in enumerate(reversed(found)):
-        name = AVSBENCH_CLASSES[number] if number < len(AVSBENCH_CLASSES) else str(number)
+        name = classes[number] if number < len(classes) else str(number)
         draw.text((4, LARGE + 16 - 16 * (line + 1)), name, tuple(palette()[number].tolist()), _font(13),
                   stroke_width=2, stroke_fill=PAPER)
 

@@ -1,0 +1,236 @@
+"""Answers with a trained model: a data set's test split, with scores, or files of your own.
+
+    python eval.py --ckpt runs/tiny/crab.pt                             # all tasks: scores, chance, baselines, intervals
+    python eval.py --ckpt runs/tiny/crab.pt --data DIR --task ave,s4 --json scores.json --predictions answers.jsonl
+    python eval.py --ckpt runs/tiny/crab.pt --shuffle audio,video,both  # what each task really uses
+    python eval.py --ckpt runs/tiny/crab.pt --show 4 --limit 4 --out shown
+    python eval.py --ckpt runs/tiny/crab.pt --audio a.wav --frames DIR --task ask --question "which object is heard first?"
+    python eval.py --ckpt runs/tiny/crab.pt --audio a.wav --frames a.png --task s4 --out mine
+
+An answer that cannot be parsed counts as wrong and is counted; official Crab's scripts leave it out. Whatever cannot be
+done is one line and exit status 2.
+"""
+
+import argparse
+import difflib
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from crab_mini import bundle
+from crab_mini.answering import LIMIT, SHUFFLES, answer
+from crab_mini.av_uie import decode, read_annotations, tasks_in
+from crab_mini.checkpoint import CheckpointError, write_whole
+from crab_mini.classes import classes_of, event_names
+from crab_mini.config import ConfigError
+from crab_mini.features import Features
+from crab_mini.media import DataError
+from crab_mini.measuring import Answer
+from crab_mini.options import Parser
+from crab_mini.own_files import Request, pose, sample_of
+from crab_mini.scoring import score
+from crab_mini.showing import masks_of, picture_of, save
+from crab_mini.stages.instruct import Rows
+from crab_mini.tables import as_json, comparison, lines, table
+from crab_mini.tasks import TASKS
+from train import LISTED, settle
+
+OWN = ("audio", "frames", "question", "expression", "second")                           # options for files of one's own
+SET = ("data", "shuffle", "json", "predictions", "show", "limit", "skip_bad")           # options for a data set
+ASKS = dict(ms3=["second"], avss=["second"], ref_avs=["second", "expression"], avqa=["question"])
+LONGEST = 2 * LIMIT         # tokens of an answer about files of one's own
+
+
+def parser() -> Parser:
+    """The options."""
+    made = Parser(prog="eval.py", description=__doc__, allow_abbrev=False,
+                  formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--ckpt", type=Path, required=True, metavar="FILE", help="a trained model, crab.pt")
+    made.add_argument("--task", help="all, or names with commas (default: those it was trained on): " + ",".join(TASKS)
+                      + "; of your own files one of these, or ask")
+    made.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    made.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="as in training")
+    made.add_argument("--kernel", choices=("auto", "torch", "cpp", "cuda"), default="auto", help="of the LoRA")
+    made.add_argument("--cache-features", type=Path, metavar="DIR", help="keep the encoders' features for later runs")
+    made.add_argument("--out", type=Path, metavar="DIR", help="where pictures go (default: shown, beside the model)")
+    whole = made.add_argument_group("a data set")
+    whole.add_argument("--data", type=Path, metavar="DIR", help="in the AV-UIE layout (default: what it was trained on)")
+    whole.add_argument("--limit", type=int, metavar="N", help="the first N samples of each task")
+    whole.add_argument("--skip-bad", action="store_true", help="leave out what is broken in --data, and list it")
+    whole.add_argument("--shuffle", metavar="WHICH", help="again with another clip's audio, video or both; several "
+                                                          "with commas")
+    whole.add_argument("--json", nargs="?", const="-", metavar="FILE", help="the scores as JSON, instead of the table "
+                                                                            "or into a file")
+    whole.add_argument("--predictions", type=Path, metavar="FILE", help="one JSON line for each sample")
+    whole.add_argument("--show", type=int, metavar="N", help="draw N samples of each task, a PNG each")
+    own = made.add_argument_group("files of your own")
+    own.add_argument("--frames", type=Path, metavar="PATH", help="a folder with a picture a second, a picture, a video")
+    own.add_argument("--audio", type=Path, metavar="FILE", help="their sound (default: the video's)")
+    own.add_argument("--question", metavar="TEXT", help="of ask (or avqa)")
+    own.add_argument("--expression", metavar="TEXT", help="of ref_avs, such as: the object making the loudest sound")
+    own.add_argument("--second", type=int, metavar="N", help="of ms3, avss, ref_avs; the frame of arig and s4")
+    return made
+
+
+def arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line, checked as far as that goes without opening a file."""
+    made = parser()
+    options, rest = made.parse_known_args(argv)
+    if rest:
+        names = [name for action in made._actions for name in action.option_strings]
+        close = difflib.get_close_matches(rest[0].split("=")[0], names, n=2, cutoff=0.5)
+        raise ConfigError(f"{rest[0]}: no such option; " + (f"nearest: {', '.join(close)}" if close else
+                                                             "eval.py --help lists them"))
+    options.own = options.frames is not None or options.audio is not None
+    for name in SET if options.own else OWN:
+        if getattr(options, name) not in (None, False):
+            raise ConfigError(f"--{name.replace('_', '-')}: " + ("is for data sets, not for --frames and --audio"
+                                                                 if options.own else "needs --frames, files of your own"))
+    for name, least in (("limit", 1), ("show", 1), ("second", 0)):
+        value = getattr(options, name)
+        if value is not None and value < least:
+            raise ConfigError(f"--{name}: expected at least {least}, found {value}")
+    options.shuffle = [word.strip() for word in options.shuffle.split(",")] if options.shuffle is not None else []
+    for word in options.shuffle:
+        if word not in SHUFFLES:
+            raise ConfigError(f"--shuffle: expected some of {', '.join(SHUFFLES)}, found '{word}'")
+    if options.own:
+        check_own(options)
+    if options.out and not (options.own or options.show):
+        raise ConfigError("--out: is for the pictures of --show or --frames")
+    options.given, options.pictured = options.task, options.out is not None
+    options.task = options.task or "all"
+    options.out = options.out or options.ckpt.parent / "shown"
+    return options
+
+
+def check_own(options: argparse.Namespace) -> None:
+    """ConfigError unless one task is asked for, with all that it needs and nothing that it does not."""
+    if options.frames is None:
+        raise ConfigError("--audio: needs --frames, what is seen (a folder, a picture or a video)")
+    options.task = "avqa" if options.task == "ask" else options.task
+    if options.task is None or options.task == "all" or "," in options.task:
+        raise ConfigError(f"--task: expected one task or ask, found {options.task or 'none'}")
+    needed = ASKS.get(options.task, [])
+    for name in ("question", "expression", "second"):
+        value = getattr(options, name)
+        if name in needed and value in (None, ""):
+            raise ConfigError(f"--task {options.task} needs --{name}")
+        takes = name in needed or name == "second" and options.task in ("arig", "s4")
+        if value is not None and not takes and options.task in TASKS:
+            raise ConfigError(f"--{name}: task {options.task} takes none")
+
+
+def place(options: argparse.Namespace, facts: dict) -> tuple[Path, list[str]]:
+    """The data folder and the tasks to evaluate; those that the folder lacks are named."""
+    data = options.data or Path(facts["data"])
+    if options.data is None and not data.is_dir():
+        raise ConfigError(f"--data: the folder that {options.ckpt} was trained on, {data}, is not here: name one")
+    wanted = options.tasks if options.given else facts["tasks"]
+    there, lacking = tasks_in(data, "test", wanted)
+    if lacking:
+        print(f"{data} has no test.json of {', '.join(lacking)}: left out", file=sys.stderr)
+    return data, there
+
+
+def prepare(data: Path, tasks: list[str], features: Features, tokenizer, options) -> Rows:
+    """The rows to answer; with --skip-bad what is left out is listed."""
+    problems = [] if options.skip_bad else None
+    rows = Rows(data, "test", tasks, features, tokenizer, limit=options.limit, problems=problems)
+    bad = list(dict.fromkeys(map(str, problems or [])))
+    if bad:
+        more = [f"and {len(bad) - LISTED} more"] if len(bad) > LISTED else []
+        print("\n  ".join([f"--skip-bad leaves out {len(bad)} bad sample(s):", *bad[:LISTED], *more]), file=sys.stderr)
+    return rows
+
+
+def draw(task: str, answers: list[Answer], data: Path, options, size: int) -> None:
+    """--show: N samples of a task, evenly spread over it, a PNG each."""
+    known = {row.uid: row for row in read_annotations(data, "test", [task], problems=[])}
+    count = min(options.show, len(answers))
+    for k in [i * len(answers) // count for i in range(count)]:
+        row = known[answers[k].row.uid]
+        image = picture_of(decode(row, size), answers[k], TASKS[task].answer(row.fields))
+        save(image, options.out / f"{task}_{row.index}.png")
+
+
+def writable(path: Path) -> None:
+    """CheckpointError now rather than after the answers, if a file cannot be written there."""
+    probe = path.with_name(path.name + ".probe")
+    write_whole(probe, b"")
+    probe.unlink()
+    if path.is_dir():
+        raise CheckpointError(f"{path}: cannot be written: is a folder")
+
+
+def evaluate(crab, tokenizer, features: Features, facts: dict, options) -> None:
+    """Scores, shuffled scores, predictions and pictures of a data set's test split."""
+    began = time.monotonic()
+    for path in (options.predictions, options.json not in (None, "-") and Path(options.json)):
+        if path:
+            writable(path)
+    data, tasks = place(options, facts)
+    rows, names = prepare(data, tasks, features, tokenizer, options), event_names(data)
+    found, said = {how: {} for how in (None, *options.shuffle)}, []
+    for task in (task for task in tasks if rows.by_task[task]):
+        for how in found:
+            answers = answer(crab, tokenizer, rows, task, features.device, features.precision, how)
+            found[how][task] = score(task, answers, names)
+            said += lines(answers, found[how][task], how) if options.predictions else []
+            if options.show and how is None:
+                draw(task, answers, data, options, crab.cfg.vision.image)
+    results = found.pop(None)
+    if options.predictions:
+        write_whole(options.predictions, "".join(f"{line}\n" for line in said).encode())
+    content = as_json(results, found, checkpoint=str(options.ckpt), data=str(data), split="test", limit=options.limit,
+                      device=features.device.type, precision=features.precision,
+                      minutes=round((time.monotonic() - began) / 60, 2)) + "\n"
+    if options.json not in (None, "-"):
+        write_whole(Path(options.json), content.encode())
+    print(content if options.json == "-" else comparison(results, found) if found else table(results))
+    for what, where in (("pictures", options.show and options.out), ("predictions", options.predictions)):
+        if where:
+            print(f"{what}: {where}", file=sys.stderr)
+
+
+def ask(crab, tokenizer, features: Features, facts: dict, options) -> None:
+    """The answer about the user's own files; masks, and with --out a picture of all, as PNG."""
+    task, second = options.tasks[0], options.second
+    request = Request(task, options.frames, options.audio, second, options.question or "", options.expression or "")
+    sample, size = sample_of(request, crab.cfg.vision.image)
+    posed = pose(sample, features, tokenizer, classes_of(Path(facts["data"])))
+    said, = answer(crab, tokenizer, posed, task, features.device, features.precision, limit=LONGEST)
+    print(f"seconds: {' '.join(map(str, sample.seconds))}\nprompt: {TASKS[task].prompt(sample.row)}\nanswer: {said.text}")
+    if said.parsed is None:
+        print(f"This is no readable answer of {task}.")
+    for name, mask in masks_of(said, size).items():
+        share = mask.histogram()[255] / (mask.width * mask.height)
+        print(f"mask: {save(mask, options.out / name)} ({share:.1%} of the frame)")
+    if options.pictured:
+        print(f"picture: {save(picture_of(sample, said), options.out / f'{task}.png')}")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Answers; 2 with one line of reason where that cannot be."""
+    try:
+        options = arguments(argv)
+        device, precision, options.tasks = settle(options)
+        crab, tokenizer, facts = bundle.load(options.ckpt)
+        features = Features(crab.to(device), device, precision, options.cache_features)
+        (ask if options.own else evaluate)(crab, tokenizer, features, facts, options)
+    except (ConfigError, DataError, CheckpointError, ValueError, OSError) as error:
+        print(f"eval.py: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except torch.OutOfMemoryError as error:
+        print(f"eval.py: out of memory: {str(error).splitlines()[0]}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("eval.py: stopped", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
