@@ -100,11 +100,20 @@ class Crab(nn.Module):
                 self.audio_qformer(batch.audio.float(), batch.audio.shape[1] // bins, bins))
 
     def embed(self, batch: Batch, visual: Tensor, audio: Tensor) -> Tensor:
-        """Token embeddings with the placeholders overwritten by the interfaces' tokens: (B,L,D)."""
+        """Token embeddings with the placeholders overwritten by the interfaces' tokens: (B,L,D).
+
+        Each of them also carries the word before its run of placeholders, the number of its second: whoever looks for
+        a second finds it in one step of attention. (Official Crab leaves time to the order of tokens.)
+        """
         embeds = self.llm.embed(batch.ids)
+        slot = (batch.ids == self.ids.visual) | (batch.ids == self.ids.audio)                   # (B,L)
+        place = torch.arange(batch.ids.shape[1], device=slot.device).expand_as(slot)
+        word = place.masked_fill(slot, 0).cummax(1).values                  # the last place that is no placeholder
+        second = self.llm.embed(batch.ids.gather(1, word))                  # (B,L,D)
         for mark, tokens in ((self.ids.visual, visual), (self.ids.audio, audio)):
-            embeds = embeds.masked_scatter((batch.ids == mark)[..., None], tokens.to(embeds.dtype))
-        return embeds
+            here = (batch.ids == mark)[..., None]
+            embeds = embeds.masked_scatter(here, tokens.to(embeds.dtype))
+        return embeds + second * slot[..., None]
 
     def mask_logits(self, states: Tensor, features: Tensor) -> Tensor:
         """states (G,scales*tokens,D) that predict <mask_i>, features (G,scales,P,Dv) -> (G,H,W) logits."""

@@ -16,8 +16,10 @@ def test_shapes_and_emptiness():
         visual, audio = script(view, NAMES)
         assert visual.shape == (SECONDS, CELLS, visual_words(len(NAMES))) and visual.dtype == np.float32
         assert audio.shape == (SECONDS, VOICES, audio_words(len(NAMES))) and audio.dtype == np.float32
-        for slots in (visual, audio):                   # a slot is empty, or it has words, never both
-            assert ((slots[..., 0] == 1) == (slots[..., 1:].sum(-1) == 0)).all()
+        for slots, count in ((visual, CELLS), (audio, VOICES)):
+            # a slot is empty, or it has words, never both; its last words say which slot it is
+            assert ((slots[..., 0] == 1) == (slots[..., 1:-count].sum(-1) == 0)).all()
+            assert (slots[..., -count:] == np.eye(count)).all()
 
 
 def test_categories_stand_in_the_slot_of_their_quarter():
@@ -37,7 +39,7 @@ def test_boxes_can_be_read_back():
         for t in range(SECONDS):
             for i in view.seen(t):
                 if sum(view.place[j, t] == view.place[i, t] for j in view.seen(t)) == 1:
-                    sides = visual[t, view.place[i, t], 1 + len(NAMES):].reshape(4, SIDES)
+                    sides = visual[t, view.place[i, t], 1 + len(NAMES):-CELLS].reshape(4, SIDES)
                     assert np.allclose(sides.sum(1), 1) and (sides > 0).sum(1).max() <= 2
                     assert np.allclose(sides @ np.arange(SIDES) * STEP / FRAME, view.boxes[i, t], atol=1e-5)
 
@@ -47,7 +49,7 @@ def test_the_loudest_voice_comes_first_and_the_others_second():
         audio = script(view, NAMES)[1]
         for t in range(SECONDS):
             names = [view.names[i] for i in view.heard(t)]
-            first, second = (list(np.repeat(NAMES, voice[1:].astype(int))) for voice in audio[t])
+            first, second = (list(np.repeat(NAMES, voice[1:-VOICES].astype(int))) for voice in audio[t])
             assert first == names[:1] and sorted(second) == sorted(names[1:])
 
 
@@ -55,5 +57,5 @@ def test_another_order_of_the_categories_only_reorders_the_words():
     view = views(1)[0]
     order = np.random.default_rng(0).permutation(len(NAMES))
     (visual, audio), (turned, said) = script(view, NAMES), script(view, [NAMES[k] for k in order])
-    assert np.array_equal(said[..., 1:], audio[..., 1:][..., order])
+    assert np.array_equal(said[..., 1:-VOICES], audio[..., 1:-VOICES][..., order])
     assert np.array_equal(turned[..., 1:1 + len(NAMES)], visual[..., 1:1 + len(NAMES)][..., order])

@@ -16,6 +16,7 @@ from ..model import Crab
 from ..tasks import TASKS
 from ..tokenizer import Tokenizer
 from ..world.annotate import View
+from ..world.questions import one_question
 from ..world.scene import sample_scene
 from ..world.script import audio_words, script, visual_words
 from ..world.write import POSE
@@ -25,11 +26,11 @@ NOISE = 0.1                 # how much each word of a script is said louder or s
 
 
 def pose(view: View, rng, tries: int, weights: dict[str, float] = WEIGHTS, reasoning: bool = True):
-    """Up to `tries` (task, row) of a scene, tasks drawn by weight."""
+    """Up to `tries` (task, row) of a scene, tasks drawn by weight; of the questions one kind, drawn evenly."""
     names = list(weights)
     share = np.array([weights[n] for n in names])
     for name in rng.choice(names, tries, p=share / share.sum()):
-        rows = POSE[name](view, rng)
+        rows = (one_question if name == "avqa" else POSE[name])(view, rng)
         if rows:
             yield str(name), rows[int(rng.integers(len(rows)))]
 

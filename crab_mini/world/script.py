@@ -1,7 +1,7 @@
 """A scene as a script: for each second, what stands in each visual and each audio slot, in words instead of pictures.
 
 The language model is pre-trained on scripts: where a clip's prefix will hold a Q-Former's output, a script holds the
-sum of the embeddings of the words that describe that slot. One visual slot per quarter of the frame (the things whose
+sum of the embeddings of the words that describe that slot, its own place among them. One visual slot per quarter of the frame (the things whose
 centre is there: category and the four sides of the box), two audio slots (the loudest thing; all others). So the model
 learns to look things up before any encoder exists, and alignment has a target: say what the script says.
 """
@@ -17,13 +17,13 @@ SIDES = FRAME // STEP + 1                   # places a side of a box can be at
 
 
 def visual_words(categories: int) -> int:
-    """Size of the visual slots' vocabulary: empty, the categories, four sides of a box."""
-    return 1 + categories + 4 * SIDES
+    """Size of the visual slots' vocabulary: empty, the categories, four sides of a box, which quarter it is."""
+    return 1 + categories + 4 * SIDES + CELLS
 
 
 def audio_words(categories: int) -> int:
-    """Size of the audio slots' vocabulary: silence, the categories."""
-    return 1 + categories
+    """Size of the audio slots' vocabulary: silence, the categories, which voice it is."""
+    return 1 + categories + VOICES
 
 
 def script(view: View, categories: list[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -47,4 +47,6 @@ def script(view: View, categories: list[str]) -> tuple[np.ndarray, np.ndarray]:
             audio[t, min(rank, 1), index[view.names[i]]] += 1
     visual[..., 0] = visual.sum(-1) == 0
     audio[..., 0] = audio.sum(-1) == 0
+    visual[..., -CELLS:] = np.eye(CELLS)
+    audio[..., -VOICES:] = np.eye(VOICES)
     return visual, audio
