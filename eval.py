@@ -22,7 +22,7 @@ import torch
 from crab_mini import bundle
 from crab_mini.answering import LIMIT, SHUFFLES, answer
 from crab_mini.av_uie import decode, read_annotations, tasks_in
-from crab_mini.checkpoint import CheckpointError, write_whole
+from crab_mini.checkpoint import CheckpointError, one_line, write_whole
 from crab_mini.classes import classes_of, event_names
 from crab_mini.config import ConfigError
 from crab_mini.features import Features
@@ -98,10 +98,12 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
             raise ConfigError(f"--shuffle: expected some of {', '.join(SHUFFLES)}, found '{word}'")
     if options.own:
         check_own(options)
+    elif options.task == "ask":
+        raise ConfigError("--task ask: needs --frames and --audio, files of your own; of a data set it is avqa")
     if options.out and not (options.own or options.show):
         raise ConfigError("--out: is for the pictures of --show or --frames")
     options.given, options.pictured = options.task, options.out is not None
-    options.task = options.task or "all"
+    options.task = "all" if options.task is None else options.task
     options.out = options.out or options.ckpt.parent / "shown"
     return options
 
@@ -110,17 +112,20 @@ def check_own(options: argparse.Namespace) -> None:
     """ConfigError unless one task is asked for, with all that it needs and nothing that it does not."""
     if options.frames is None:
         raise ConfigError("--audio: needs --frames, what is seen (a folder, a picture or a video)")
-    options.task = "avqa" if options.task == "ask" else options.task
-    if options.task is None or options.task == "all" or "," in options.task:
-        raise ConfigError(f"--task: expected one task or ask, found {options.task or 'none'}")
+    asked, tasks = options.task, [*TASKS, "ask"]
+    if asked not in tasks:
+        close = difflib.get_close_matches(asked or "", tasks, n=2, cutoff=0.5) or tasks
+        raise ConfigError(f"--task: expected one for files of your own, found {asked or 'none'}; nearest: "
+                          f"{', '.join(close)}")
+    options.task = "avqa" if asked == "ask" else asked
     needed = ASKS.get(options.task, [])
     for name in ("question", "expression", "second"):
         value = getattr(options, name)
         if name in needed and value in (None, ""):
-            raise ConfigError(f"--task {options.task} needs --{name}")
+            raise ConfigError(f"--task {asked} needs --{name}")
         takes = name in needed or name == "second" and options.task in ("arig", "s4")
-        if value is not None and not takes and options.task in TASKS:
-            raise ConfigError(f"--{name}: task {options.task} takes none")
+        if value is not None and not takes:
+            raise ConfigError(f"--{name}: task {asked} takes none")
 
 
 def place(options: argparse.Namespace, facts: dict) -> tuple[Path, list[str]]:
@@ -158,11 +163,13 @@ def draw(task: str, answers: list[Answer], data: Path, options, size: int) -> No
 
 def writable(path: Path) -> None:
     """CheckpointError now rather than after the answers, if a file cannot be written there."""
-    probe = path.with_name(path.name + ".probe")
-    write_whole(probe, b"")
-    probe.unlink()
-    if path.is_dir():
-        raise CheckpointError(f"{path}: cannot be written: is a folder")
+    probe = path.with_name(f".{path.name}.probe")
+    with one_line(path, "written"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+        if path.is_dir():
+            raise IsADirectoryError("is a folder")
 
 
 def evaluate(crab, tokenizer, features: Features, facts: dict, options) -> None:

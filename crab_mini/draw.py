@@ -63,11 +63,18 @@ def overlay(frame: Tensor, masks: Tensor | None, colour: tuple[int, int, int], s
     if masks is None:
         return image
     layer = masks.any(0) if masks.ndim == 3 else masks                              # (h, w)
-    layer = layer.cpu().numpy().astype(np.uint8)
-    tint = palette()[layer] if masks.ndim == 2 else np.broadcast_to(np.uint8(colour), (*layer.shape, 3))    # (h, w, 3)
-    cover = Image.fromarray(np.where(layer > 0, 140, 0).astype(np.uint8)).resize((side, side), Image.Resampling.NEAREST)
-    tinted = Image.fromarray(np.ascontiguousarray(tint)).resize((side, side), Image.Resampling.NEAREST)
-    return Image.composite(tinted, image, cover)
+    layer = Image.fromarray(layer.cpu().numpy().astype(np.uint8)).resize((side, side), Image.Resampling.NEAREST)
+    layer = np.asarray(layer)                                                       # (side, side)
+    tint = palette()[layer] if masks.ndim == 2 else np.broadcast_to(np.uint8(colour), (*layer.shape, 3))
+    cover = np.where(_edge(layer), 255, np.where(layer > 0, 140, 0)).astype(np.uint8)
+    return Image.composite(Image.fromarray(np.ascontiguousarray(tint)), image, Image.fromarray(cover))
+
+
+def _edge(layer: np.ndarray, wide: int = 2) -> np.ndarray:
+    """(h, w) numbers -> where a mask ends within a few pixels: a tint alone is lost on things of its own colour."""
+    padded = np.pad(layer, wide)
+    moved = [np.roll(padded, step, axis)[wide:-wide, wide:-wide] for axis in (0, 1) for step in (-wide, wide)]
+    return (layer > 0) & np.any([layer != other for other in moved], 0)
 
 
 def spectrogram(audio: Tensor) -> Image.Image:
