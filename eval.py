@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 from crab_mini import bundle
-from crab_mini.answering import LIMIT, SHUFFLES, answer
+from crab_mini.answering import LIMIT, SHUFFLES, answer, partners
 from crab_mini.av_uie import decode, read_annotations, tasks_in
 from crab_mini.checkpoint import CheckpointError, one_line, write_whole
 from crab_mini.classes import classes_of, event_names
@@ -180,8 +180,11 @@ def evaluate(crab, tokenizer, features: Features, facts: dict, options) -> None:
             writable(path)
     data, tasks = place(options, facts)
     rows, names = prepare(data, tasks, features, tokenizer, options), event_names(data)
+    tasks = [task for task in tasks if rows.by_task[task]]
+    for task in tasks if options.shuffle else []:
+        partners([rows.rows[k] for k in rows.by_task[task]])    # whether there are any, before minutes go by
     found, said = {how: {} for how in (None, *options.shuffle)}, []
-    for task in (task for task in tasks if rows.by_task[task]):
+    for task in tasks:
         for how in found:
             answers = answer(crab, tokenizer, rows, task, features.device, features.precision, how)
             found[how][task] = score(task, answers, names)

@@ -103,7 +103,7 @@ def truth_of(row: Prepared):
         return list(row.box)
     if TASKS[row.task].masks:
         return row.row.get("a_obj") or row.row.get("description")
-    return TASKS[row.task].parse(TASKS[row.task].answer(row.row))
+    return TASKS[row.task].parse(TASKS[row.task].bare(row.row))
 
 
 def lines(answers: list[Answer], result: dict, shuffle: str | None = None) -> list[str]:
