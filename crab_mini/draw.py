@@ -50,7 +50,8 @@ def panel(sample: Sample, prompt: str = "", answer: str = "", prediction: Predic
     rows.append(_side_by_side([image for image in large if image is not None]))
     rows.append(_sound(sample))
     guess = prediction or Prediction()
-    spans = (("truth", events(sample.task, sample.row), TRUTH), ("predicted", guess.events, GUESS))
+    true = events(sample.task, sample.row) if "label_content" in sample.row else []     # the user's own has no truth
+    spans = (("truth", true, TRUTH), ("predicted", guess.events, GUESS))
     rows += [_spans(sample, name, found, colour) for name, found, colour in spans if found]
     texts = (("prompt", prompt, INK), ("answer", answer, TRUTH), ("prediction", guess.text, GUESS))
     rows += [_text(f"{name}: {text}", colour) for name, text, colour in texts if text]
