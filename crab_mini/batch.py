@@ -13,6 +13,9 @@ from torch import Tensor
 from .tokenizer import Tokenizer
 
 
+LENGTH_STEP = 16            # lengths are rounded up: for each new shape the CPU's matrix library compiles new code
+
+
 @dataclass
 class Item:
     """One sequence with what its placeholders stand for."""
@@ -61,7 +64,7 @@ def _stack(items: list[Item], name: str, repeat: bool = False) -> Tensor | None:
 
 def collate(items: list[Item], tokenizer: Tokenizer, left: bool = False) -> Batch:
     """Items -> batch; left: pad on the left (for generation)."""
-    length = max(len(i.ids) for i in items)
+    length = -(-max(len(i.ids) for i in items) // LENGTH_STEP) * LENGTH_STEP
     ids = torch.full((len(items), length), tokenizer.pad)
     trained = torch.zeros(len(items), length, dtype=torch.bool)
     valid = torch.zeros(len(items), length, dtype=torch.bool)

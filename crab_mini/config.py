@@ -17,7 +17,7 @@ class ConfigError(ValueError):
 @dataclass(frozen=True)
 class LLMConfig:
     """Decoder-only transformer as LLaMA: RMSNorm, rotary positions, grouped-query attention, SwiGLU."""
-    vocab: int = 640               # rows of the embedding and of the output head
+    vocab: int = 1200              # rows of the embedding and of the output head: every word and number of the world one
     width: int = 192
     layers: int = 4
     heads: int = 4
@@ -209,13 +209,13 @@ def override(cfg: Config, name: str, text: str) -> Config:
 def _tiny() -> Config:
     """Half an hour on two cores."""
     return Config(
-        text=StageConfig(steps=1500, batch=64, lr=2e-3, minutes=8),
-        see=StageConfig(steps=1100, batch=64, minutes=2.2),
-        hear=StageConfig(steps=1300, batch=64, minutes=3),
-        speak=StageConfig(steps=500, batch=256, lr=2e-3, minutes=1),
-        segment=StageConfig(steps=550, batch=48, minutes=2),
-        align=StageConfig(steps=500, batch=64, muon_lr=0.0, minutes=3),
-        instruct=StageConfig(steps=800, batch=64, lr=2e-3, muon_lr=0.0, minutes=7))
+        text=StageConfig(steps=2400, batch=32, lr=2e-3, minutes=9.5),
+        see=StageConfig(steps=1000, batch=64, minutes=1.8),
+        hear=StageConfig(steps=1200, batch=64, minutes=2.4),
+        speak=StageConfig(steps=450, batch=256, lr=2e-3, minutes=0.8),
+        segment=StageConfig(steps=500, batch=48, minutes=1.6),
+        align=StageConfig(steps=250, batch=64, muon_lr=0.0, minutes=2.3),
+        instruct=StageConfig(steps=500, batch=64, lr=2e-3, muon_lr=0.0, minutes=5.5))
 
 
 def _nano() -> Config:

@@ -209,6 +209,13 @@ def test_a_comparison_names_what_is_still_known():
     assert "both shuffled:" not in tables.comparison(results("ave", good), {"video": results("ave", bad)})
 
 
+@pytest.mark.parametrize("low, chance, baseline, lower, better", [
+    (0.6, 0.5, 0.4, False, True), (0.6, 0.5, 0.7, False, False), (0.6, 0.7, 0.5, False, False), (0.6, 0.5, None, False, True),
+    (0.6, None, None, False, False), (0.6, 0.5, 0.4, True, False), (0.5, 0.5, None, False, False)])
+def test_better_than_chance_is_better_than_both_yardsticks_with_the_whole_interval(low, chance, baseline, lower, better):
+    assert tables.knows(Score("x", 0.8, (low, 0.9), 9, baseline, chance=chance, lower=lower)) is better
+
+
 @pytest.mark.parametrize("task", TASKS)
 def test_lines_and_json_hold_all_that_was_scored(task):
     answers = perfect(task)

@@ -60,9 +60,21 @@ class View:
             return " ".join(self.names[i] for i in things) or "nothing"
         return ", ".join(f"{self.names[i]} {PLACES[self.place[i, places_at]]}" for i in things) or "nothing"
 
-    def line(self, at, seconds=range(SECONDS)) -> str:
-        """`0 dog 1 dog bell 2 nothing`: one of seen / heard / both, second by second."""
-        return " ".join(f"{t} {self.words(at(t))}" for t in seconds)
+    def line(self, at) -> str:
+        """`0 dog starts 1 dog bell starts 2 bell dog stops ..`: one of seen / heard / both, second by second.
+
+        Who is new and who is gone is said where it happens, so that a span is two words to find and not a sum to do.
+        """
+        before: list[int] = []
+        parts = []
+        for t in range(SECONDS + 1):
+            now = at(t) if t < SECONDS else []
+            there = [self.names[i] + ("" if i in before else " starts") for i in now]
+            gone = [f"{self.names[i]} stops" for i in before if i not in now]
+            if t < SECONDS or gone:
+                parts.append(" ".join([str(t), *(there or ["nothing"] * (t < SECONDS)), *gone]))
+            before = now
+        return " ".join(parts)
 
     def box_words(self, i: int, t: int) -> str:
         """The box of a thing as AV-UIE writes it, `(x0,y0),(x1,y1)`, in steps of STEP pixels."""

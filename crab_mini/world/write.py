@@ -31,6 +31,7 @@ from .scene import RATE, SECONDS, TEST_SEED, sample_scene
 
 POSE = ROWS | {"avqa": avqa}
 FRAME_TASKS = ("ms3", "avss", "ref_avs")       # their clips hold several frames: one of them for each training clip
+QUESTIONS = 0.4                                # share of its seven or so questions that a training clip keeps
 SHARE = dict(avvp=0.6, avcap=0.4, arig=0.6)    # share of the training clips that pose a task which all could
 
 
@@ -126,6 +127,8 @@ def write_clip(plan: Plan, job: tuple[str, int, tuple[str, ...]]) -> tuple[str, 
     rng, rows = np.random.default_rng([seed, 7]), []
     for task in tasks:
         for number, row in enumerate(POSE[task](view, rng)):
+            if task == "avqa" and vid.startswith("train") and rng.random() > QUESTIONS:
+                continue
             video = task in ("ave", "avvp", "avqa", "avcap")
             rows.append((task, _video(row, task, plan.out, vid, number) if video
                          else _frames(row, task, clip, maps, view, plan.out, vid)))
