@@ -209,7 +209,7 @@ def override(cfg: Config, name: str, text: str) -> Config:
 def _tiny() -> Config:
     """Half an hour on two cores."""
     return Config(
-        text=StageConfig(steps=2400, batch=32, lr=2e-3, minutes=9.5),
+        text=StageConfig(steps=2400, batch=32, lr=2e-3, muon_lr=0.005, minutes=9.5),
         see=StageConfig(steps=1000, batch=64, minutes=1.8),
         hear=StageConfig(steps=1200, batch=64, minutes=2.4),
         speak=StageConfig(steps=450, batch=256, lr=2e-3, minutes=0.8),
