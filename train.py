@@ -19,6 +19,7 @@ import hashlib
 import os
 import sys
 import time
+import zlib
 from pathlib import Path
 
 import torch
@@ -82,33 +83,41 @@ def settle(options: argparse.Namespace) -> tuple[torch.device, str, list[str]]:
     return device, precision, parse_tasks(options.task)
 
 
-def miniature(cfg: Config, processes: Processes) -> Path:
-    """The folder of the miniature data set, made the first time (by the first process; the others wait)."""
-    world, image = cfg.world, cfg.vision.image
-    numbers = (image, world.clips, world.test_clips, world.rows_per_task, world.seed)
-    folder = MINIATURE.with_name("_".join([MINIATURE.name, *map(str, numbers)]))
+def clips_folder(options: argparse.Namespace, cfg: Config) -> tuple[Path, list[str]]:
+    """-> the folder of rendered clips that the earlier stages learn from, and its categories: --data if it was rendered
+    (from a bank, say), else the miniature."""
+    if options.data and (options.data / "clips.json").is_file():
+        return options.data, event_names(options.data)
+    world = cfg.world
+    numbers = (cfg.vision.image, world.clips, world.test_clips, world.rows_per_task, world.seed)
+    return MINIATURE.with_name("_".join([MINIATURE.name, *map(str, numbers)])), list(CATEGORIES)
+
+
+def render(folder: Path, cfg: Config, processes: Processes) -> None:
+    """Makes the miniature data set the first time (the first process does; the others wait)."""
+    world = cfg.world
     if processes.first and not (folder / "clips.json").exists():
         print(f"making the data set {folder}: {world.clips} training and {world.test_clips} test clips")
-        write(folder, world.clips, world.test_clips, image, world.seed, world.rows_per_task)
+        write(folder, world.clips, world.test_clips, cfg.vision.image, world.seed, world.rows_per_task)
     processes.gather(None)
-    return folder
 
 
-def vocabulary(cfg: Config, out: Path, processes: Processes) -> Tokenizer:
+def vocabulary(cfg: Config, out: Path, categories: list[str], processes: Processes) -> Tokenizer:
     """The tokenizer, trained on the world's text the first time."""
-    path = out / f"tokenizer_{cfg.llm.vocab}_{cfg.seed}.model"
+    names = zlib.crc32(",".join(categories).encode())
+    path = out / f"tokenizer_{cfg.llm.vocab}_{cfg.seed}_{names:08x}.model"
     if processes.first and not path.exists():
-        write_whole(path, Tokenizer.train(world_text(CATEGORIES, cfg.seed), cfg.llm.vocab).model)
+        write_whole(path, Tokenizer.train(world_text(categories, cfg.seed), cfg.llm.vocab).model)
     processes.gather(None)
     return Tokenizer.load(path)
 
 
-def assemble(options: argparse.Namespace, cfg: Config, run: Run):
+def assemble(options: argparse.Namespace, cfg: Config, categories: list[str], run: Run):
     """-> the model in its initial state, its tokenizer, its configuration and the hashes of published weights."""
     cfg, parts = published.load(cfg, options)
     check(cfg, scripted="llm" not in parts)
     tokenizer = published.tokenizer_of(options, parts["llm"]) if "llm" in parts else \
-        vocabulary(cfg, options.stages or options.out, run.processes)
+        vocabulary(cfg, options.stages or options.out, categories, run.processes)
     cfg = override(cfg, "llm.vocab", str(tokenizer.size))
     published.feasible(cfg, options, bundle.special_ids(tokenizer), run.device)
     seed_all(cfg.seed, "model")
@@ -167,10 +176,10 @@ def prepare(data: Path, split: str, tasks: list[str], features: Features, tokeni
 
 
 def train(crab, tokenizer: Tokenizer, cfg: Config, options, run: Run, data: Path, mini: Path,
-          tasks: list[str], keys: dict[str, str]) -> Features:
+          categories: list[str], tasks: list[str], keys: dict[str, str]) -> Features:
     """All stages in order; each is skipped when its checkpoint is there, or published weights make it needless."""
     reasoning, share, seed = options.reasoning == "on", (run.processes.rank, run.processes.world), cfg.seed
-    words = Script(crab, len(CATEGORIES))
+    words = Script(crab, len(categories))
     features = Features(crab, run.device, run.precision, options.cache_features)
     clips = functools.cache(lambda: Clips(mini, "train"))
     clip_features = functools.cache(lambda: ClipFeatures(clips(), features))
@@ -189,10 +198,10 @@ def train(crab, tokenizer: Tokenizer, cfg: Config, options, run: Run, data: Path
         depends[name] = fit(name, module, Lazily(batches), stage_cfg, dict(depends), where, minutes, rate)
 
     stage("text", lambda: TextStage(crab, words),
-          lambda: Stream(ScriptRows(cfg, tokenizer, CATEGORIES, reasoning), tokenizer, cfg.text.batch, seed, *share))
-    depends["clips"] = dataclasses.asdict(cfg.world)
-    stage("see", lambda: SeeStage(crab, len(CATEGORIES)), lambda: Pictures(clips(), cfg.see.batch, seed, *share))
-    stage("hear", lambda: HearStage(crab, len(CATEGORIES)),
+          lambda: Stream(ScriptRows(cfg, tokenizer, categories, reasoning), tokenizer, cfg.text.batch, seed, *share))
+    depends["clips"] = dataclasses.asdict(cfg.world) | {"folder": str(mini)}
+    stage("see", lambda: SeeStage(crab, len(categories)), lambda: Pictures(clips(), cfg.see.batch, seed, *share))
+    stage("hear", lambda: HearStage(crab, len(categories)),
           lambda: Sounds(clips(), cfg.hear.batch, seed, cfg.hear.steps, cfg.audio.patch, *share))
     stage("speak", lambda: SpeakStage(crab, words), lambda: Words(clip_features(), cfg.speak.batch, seed, *share))
     stage("segment", lambda: SegmentStage(crab, words), lambda: Stream(
@@ -239,13 +248,14 @@ def main(argv: list[str] | None = None) -> int:
         processes, device = connect(device)
         options.out = options.out or Path("runs") / options.preset
         run = Run(options.out, device, cfg.seed, precision, options.resume, processes)
-        crab, tokenizer, cfg, keys = assemble(options, cfg, run)
-        mini = miniature(cfg, processes)
+        mini, categories = clips_folder(options, cfg)
+        crab, tokenizer, cfg, keys = assemble(options, cfg, categories, run)
+        render(mini, cfg, processes)
         data, tasks = bring(options, mini, tasks, run)
         if processes.first:
             plan(crab, cfg, options, run, data, tasks)
         glance(data, tasks, tokenizer, options, run)
-        features = train(crab, tokenizer, cfg, options, run, data, mini, tasks, keys)
+        features = train(crab, tokenizer, cfg, options, run, data, mini, categories, tasks, keys)
         if processes.first:
             minutes = (time.monotonic() - began) / 60
             bundle.save(options.out / "crab.pt", crab, tokenizer, minutes=minutes, tasks=tasks, data=str(data))

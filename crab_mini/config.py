@@ -114,7 +114,7 @@ class StageConfig:
 class WorldConfig:
     """The data set that `train.py` makes by itself."""
     clips: int = 3000
-    test_clips: int = 700
+    test_clips: int = 800
     rows_per_task: int = 300       # test rows a task at most
     seed: int = 0                  # of the scenes
 
@@ -222,7 +222,7 @@ def _nano() -> Config:
     """Minutes: for tests and for a first look; it learns its few clips, not the tasks."""
     tiny = _tiny()
     short = {name: replace(getattr(tiny, name), steps=steps, batch=16, warmup=5, minutes=0.2) for name, steps in
-             dict(text=60, see=40, hear=40, speak=40, segment=30, align=30, instruct=60).items()}
+             dict(text=200, see=40, hear=40, speak=40, segment=80, align=60, instruct=60).items()}
     return replace(
         tiny, llm=replace(tiny.llm, width=96, layers=2, hidden=256), world=WorldConfig(48, 16, 12),
         vision=replace(tiny.vision, width=64, layers=2, heads=2, hidden=128, mask_layers=(1, 2), llm_layer=2),

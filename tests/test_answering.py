@@ -27,7 +27,7 @@ def made(tmp_path_factory):
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CRAB_KERNEL", "torch")
-        write(folder, 3, 6, 64, cap=4, workers=1)
+        write(folder, 9, 12, 64, cap=4, workers=1)
         words = Tokenizer.train(["heard: the bell is at second 3, so the answer is: dog."] * 3, 400)
         torch.manual_seed(0)
         crab = build(override(preset("nano"), "llm.vocab", str(words.size)), words).with_lora().eval()

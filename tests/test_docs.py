@@ -147,7 +147,7 @@ def test_every_flag_is_one_of_a_program_s():
 def miniature(tmp_path_factory) -> Path:
     """A few clips, for the layout."""
     folder = tmp_path_factory.mktemp("docs") / "mini"
-    write(folder, 6, 6, image=32, workers=1)
+    write(folder, 9, 12, image=32, workers=1)
     return folder
 
 

@@ -21,7 +21,7 @@ from crab_mini.stages.instruct import Rows, annotations, check_text, usable
 from crab_mini.tasks import MASK_GROUP, TASKS
 from crab_mini.tokenizer import Tokenizer
 
-NANO = ["--preset", "nano", "--precision", "fp32", "--kernel", "torch", "--world.clips", "9", "--world.test_clips", "3",
+NANO = ["--preset", "nano", "--precision", "fp32", "--kernel", "torch", "--world.clips", "9", "--world.test_clips", "12",
         "--world.rows_per_task", "1", *(f"--{name}.batch=4" for name in STAGES)]
 
 

@@ -20,7 +20,7 @@ from crab_mini.config import Config, ConfigError, override, preset
 from crab_mini.options import STAGES, arguments, check, fields, parser
 
 QUICK = ["--preset", "nano", "--precision", "fp32", "--kernel", "torch", "--max-steps", "2", "--world.clips", "9",
-         "--world.test_clips", "3", "--world.rows_per_task", "1", *(f"--{name}.batch=4" for name in STAGES)]
+         "--world.test_clips", "12", "--world.rows_per_task", "1", *(f"--{name}.batch=4" for name in STAGES)]
 KINDS = {name: kind for name, kind in typing.get_type_hints(Config).items() if dataclasses.is_dataclass(kind)}
 
 

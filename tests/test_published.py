@@ -15,7 +15,7 @@ from crab_mini.model import CLIP_MEAN, SpecialIds
 from crab_mini.options import STAGES, arguments
 from crab_mini.tokenizer import MASKS, Tokenizer
 
-QUICK = ["--preset", "nano", "--precision", "fp32", "--max-steps", "2", "--world.clips", "9", "--world.test_clips", "3",
+QUICK = ["--preset", "nano", "--precision", "fp32", "--max-steps", "2", "--world.clips", "9", "--world.test_clips", "12",
          "--world.rows_per_task", "1", *(f"--{name}.batch=4" for name in STAGES)]
 
 

@@ -29,7 +29,7 @@ from crab_mini.training import Run, fit
 
 HOME = Path(train.__file__).parent
 NANO = ["--preset", "nano", "--precision", "fp32", "--kernel", "torch", "--lora.rank", "16", "--lora.alpha", "32",
-        "--world.clips", "12", "--world.test_clips", "3", "--world.rows_per_task", "1"]
+        "--world.clips", "12", "--world.test_clips", "12", "--world.rows_per_task", "1"]
 CPU = torch.device("cpu")
 
 

@@ -110,6 +110,8 @@ def ave(view: View, rng) -> list[dict]:
         return []
     event = int(events[0])
     start, end = spans(both[event])[0]
+    if rng.random() > (end - start) / 6:                          # as many seconds of event as of background
+        return []
     name = view.names[event]
     text = " ".join((
         _pick(rng, ("The event:", "Looking for the event:")),

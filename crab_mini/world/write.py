@@ -22,7 +22,7 @@ import soundfile
 from PIL import Image
 from tqdm import tqdm
 
-from ..media import encode_classes
+from ..media import DataError, encode_classes
 from .annotate import ROWS, View
 from .bank import class_names
 from .questions import avqa
@@ -173,6 +173,8 @@ def write(out: Path, clips: int, test_clips: int, image: int = 64, seed: int = 0
                     if split == "train" or len(rows[task]) < cap * (3 if task == "avqa" else 1):
                         rows[task].append(row)
             for task, entries in rows.items():
+                if count and not entries:
+                    raise DataError(plan.out / task, split, f"{count} clips pose no sample of this task: make more")
                 (plan.out / task).mkdir(exist_ok=True)
                 path = plan.out / task / f"{split}.json"
                 path.write_text(json.dumps(entries, default=_plain, indent=0))
