@@ -130,17 +130,17 @@ class Crab(nn.Module):
         """Final-norm states (B,L,D) of a right-padded batch."""
         return self.llm.encode(self.embed(batch, visual, audio))
 
-    def text_loss(self, batch: Batch, hidden: Tensor, soft: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """(sum, count) of the cross-entropy over the answers' ids. soft: (V,V) target rows, see tokenizer.neighbours."""
+    def text_loss(self, batch: Batch, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """(sum, count) of the cross-entropy over the answers' ids."""
         wanted = batch.trained[:, 1:]
         targets = batch.ids[:, 1:][wanted]                                  # (N,)
         logits = self.llm.head(hidden[:, :-1][wanted]).float()              # (N,V)
-        return F.cross_entropy(logits, targets if soft is None else soft[targets], reduction="sum"), wanted.sum()
+        return F.cross_entropy(logits, targets, reduction="sum"), wanted.sum()
 
-    def losses(self, batch: Batch, visual: Tensor, audio: Tensor, soft: Tensor | None = None) -> dict:
+    def losses(self, batch: Batch, visual: Tensor, audio: Tensor) -> dict:
         """{part: (sum, count)} of a right-padded batch: text, and bce and dice of its mask groups (paper, section 4)."""
         hidden = self.states(batch, visual, audio)
-        parts = {"text": self.text_loss(batch, hidden, soft)}
+        parts = {"text": self.text_loss(batch, hidden)}
         if batch.masks is not None:
             states = self.mask_states(hidden, batch.ids, batch.trained)     # (G,6,D)
             parts |= mask_losses(self.mask_logits(states, batch.mask_features), batch.masks)

@@ -15,7 +15,7 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}"
 
 
-def _markdown(rows: list[list]) -> str:
+def markdown(rows: list[list]) -> str:
     """Rows of cells, the first one the heads, as a Markdown table whose columns also line up as plain text."""
     cells = [[str(cell) for cell in row] for row in rows]
     wide = [max(map(len, column)) for column in zip(*cells)]
@@ -45,7 +45,7 @@ def table(results: dict[str, dict]) -> str:
     rows = [["task", "score", "value", "95 % interval", "chance", "baseline", "n", "unparsed"]]
     rows += [[task, _shown(s), _number(s.value), f"{s.interval[0]:.3f}-{s.interval[1]:.3f}", _number(s.chance),
               _number(s.baseline), s.n, result["unparsed"]] for task, result in results.items() for s in result["scores"]]
-    return f"{_markdown(rows)}\n\n{yardsticks(results)}"
+    return f"{markdown(rows)}\n\n{yardsticks(results)}"
 
 
 def comparison(results: dict[str, dict], shuffled: dict[str, dict]) -> str:
@@ -58,7 +58,7 @@ def comparison(results: dict[str, dict], shuffled: dict[str, dict]) -> str:
         for k, s in enumerate(result["scores"]):
             others = [_number(found[task]["scores"][k].value) for found in shuffled.values()]
             rows.append([task, _shown(s), _number(s.value), *others, _number(s.chance), _number(s.baseline), s.n])
-    text = f"{_markdown(rows)}\n\n{yardsticks(results)}"
+    text = f"{markdown(rows)}\n\n{yardsticks(results)}"
     if "both" in shuffled:
         known = [f"{task} {s.name} {s.value:.3f}" for task, result in shuffled["both"].items()
                  for s in result["scores"] if knows(s)]

@@ -127,14 +127,13 @@ class WholeStage(nn.Module):
     Tokens that were added to a published LLM learn in both: nobody else knows what they mean.
     """
 
-    def __init__(self, crab: Crab, soft: Tensor | None = None):
+    def __init__(self, crab: Crab):
         super().__init__()
         self.crab = crab
         crab.only(crab.visual_qformer, crab.audio_qformer, crab.mask_prompt, crab.segmentation)
         for parameter in (*lora_parameters(crab.llm), *crab.llm.added()):
             parameter.requires_grad_(True)
-        self.register_buffer("soft", soft, persistent=False)
 
     def losses(self, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
         """{part: (sum, count)}."""
-        return self.crab.losses(batch, *self.crab.interface_tokens(batch), self.soft)
+        return self.crab.losses(batch, *self.crab.interface_tokens(batch))
