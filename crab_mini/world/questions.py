@@ -46,14 +46,18 @@ def both_counting(view: View) -> list[Question]:
 def existential_sound(view: View) -> list[Question]:
     """Whether a thing that is seen at a second is heard then; only in scenes where the answer could be either."""
     return _either([Question(f"is the {name} in the picture making a sound at second {t}?",
-                             f"at {t} heard {view.words(view.heard(t))}.", "yes" if view.heard_at[i, t] else "no")
+                             f"at {t} heard {view.words(view.heard(t))}. "
+                             f"the {name} is {'heard' if view.heard_at[i, t] else 'silent'}.",
+                             "yes" if view.heard_at[i, t] else "no")
                     for i, name in enumerate(view.names) for t in range(SECONDS) if view.visible[i, t]])
 
 
 def existential_sight(view: View) -> list[Question]:
     """Whether a thing that is heard at a second is seen then; only in scenes where the answer could be either."""
     return _either([Question(f"is the {name} that sounds at second {t} in the picture?",
-                             f"at {t} seen {view.words(view.seen(t))}.", "yes" if view.visible[i, t] else "no")
+                             f"at {t} seen {view.words(view.seen(t))}. "
+                             f"the {name} is {'seen' if view.visible[i, t] else 'away'}.",
+                             "yes" if view.visible[i, t] else "no")
                     for i, name in enumerate(view.names) for t in range(SECONDS) if view.heard_at[i, t]])
 
 
@@ -61,10 +65,15 @@ def _either(questions: list[Question]) -> list[Question]:
     return questions if len({q.answer for q in questions}) == 2 else []
 
 
+def _there(view: View, i: int, t: int) -> str:
+    """Repeats a name before its place: a small LLM finds what followed a word sooner than what a question was about."""
+    return f"the {view.names[i]} is {PLACES[view.place[i, t]]}."
+
+
 def visual_location(view: View) -> list[Question]:
     """Where a named thing is at a second."""
-    return [Question(f"where is the {view.names[i]} at second {t}?", f"at {t} seen {view.words(view.seen(t), t)}.",
-                     PLACES[view.place[i, t]])
+    return [Question(f"where is the {view.names[i]} at second {t}?",
+                     f"at {t} seen {view.words(view.seen(t), t)}. {_there(view, i, t)}", PLACES[view.place[i, t]])
             for t in range(SECONDS) for i in view.seen(t) if np.abs(view.path[i, t] - 0.5).min() > 0.06]
 
 
@@ -72,7 +81,7 @@ def both_location(view: View) -> list[Question]:
     """Where the only sounding thing in the picture is at a second."""
     return [Question(f"where is the object that makes the sound at second {t}?",
                      f"at {t} heard {view.words(view.heard(t))}, seen {view.words(view.seen(t), t)}, "
-                     f"both {view.words(view.both(t))}.", PLACES[view.place[i, t]])
+                     f"both {view.words(view.both(t))}. {_there(view, i, t)}", PLACES[view.place[i, t]])
             for t in range(SECONDS) for i in view.both(t)
             if len(view.both(t)) == 1 and np.abs(view.path[i, t] - 0.5).min() > 0.06]
 
