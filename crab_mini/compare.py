@@ -5,6 +5,7 @@ column of one run shows its scores; one of several, their mean ± sample standar
 the first run; a column's empty cell is a task that none of its runs was scored on.
 """
 
+import argparse
 import json
 import statistics
 import sys
@@ -46,12 +47,16 @@ def compare(columns: dict[str, list[dict]]) -> str:
 
 def main(words: list[str] | None = None) -> int:
     """Prints the table; 2 with one line of reason where that cannot be."""
-    words = sys.argv[1:] if words is None else words
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("columns", nargs="+", metavar="NAME=RUN[,RUN...]")
     try:
-        if not words or not all("=" in word for word in words):
-            raise ValueError('expected columns such as "three seeds=runs/a,runs/b,runs/c"')
-        named = dict(word.split("=", 1) for word in words)
-        print(compare({name: [read(Path(path)) for path in paths.split(",")] for name, paths in named.items()}))
+        named = {}
+        for word in parser.parse_args(words).columns:
+            name, equals, paths = word.partition("=")
+            if not equals or name in named:
+                raise ValueError(f"'{word}': expected columns of different names such as 'three seeds=runs/a,runs/b'")
+            named[name] = [read(Path(path)) for path in paths.split(",")]
+        print(compare(named))
     except (OSError, ValueError) as error:
         print(f"compare: {error}", file=sys.stderr)
         return 2

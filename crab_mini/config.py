@@ -209,13 +209,13 @@ def override(cfg: Config, name: str, text: str) -> Config:
 def _tiny() -> Config:
     """Half an hour on two cores."""
     return Config(
-        text=StageConfig(steps=2300, batch=32, lr=2e-3, muon_lr=0.005, minutes=9.5),
+        text=StageConfig(steps=1800, batch=32, lr=2e-3, muon_lr=0.005, minutes=7.5),
         see=StageConfig(steps=900, batch=64, minutes=2.0),
         hear=StageConfig(steps=1200, batch=64, minutes=2.4),
         speak=StageConfig(steps=450, batch=256, lr=2e-3, minutes=1.5),
-        segment=StageConfig(steps=500, batch=48, minutes=1.6),
+        segment=StageConfig(steps=450, batch=48, minutes=1.8),
         align=StageConfig(steps=150, batch=64, muon_lr=0.0, minutes=1.5),
-        instruct=StageConfig(steps=450, batch=64, lr=2e-3, muon_lr=0.0, minutes=7.0))
+        instruct=StageConfig(steps=420, batch=64, lr=2e-3, muon_lr=0.0, minutes=7.5))
 
 
 def _nano() -> Config:

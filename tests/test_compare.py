@@ -28,7 +28,7 @@ def test_columns_are_means_with_sample_spread(tmp_path, capsys):
 @pytest.mark.parametrize("content", ["{", "[]", '{"results": {"ave": 3}}', '{"results": {"ave": {"scores": [1]}}}'])
 def test_what_is_no_run_is_one_line(tmp_path, capsys, content):
     (tmp_path / "results.json").write_text(content)
-    for words in ([f"x={tmp_path}"], [f"x={tmp_path / 'none'}"], ["x"], []):
+    for words in ([f"x={tmp_path}"], [f"x={tmp_path / 'none'}"], ["x"], [f"x={tmp_path}", "x=y"]):
         assert main(words) == 2
         captured = capsys.readouterr()
         assert captured.out == "" and captured.err.count("\n") == 1 and captured.err.startswith("compare: ")
