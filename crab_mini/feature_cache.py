@@ -9,6 +9,7 @@ Rows are written before they are listed: a killed run goes on where it stopped. 
 
 import hashlib
 import json
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,6 +32,7 @@ except ImportError:     # Windows, where training runs in one process
 FORMAT = 1              # of the files below, and of what `decode` makes of a clip: raise it when either changes
 CHUNK = 256             # frames or seconds given to an encoder at a time
 TOGETHER = 16           # clips decoded before their frames are encoded
+DECODERS = 2            # threads that decode them: reading and unpacking files leaves Python's lock
 DIGEST = 16             # bytes of a hash
 
 
@@ -173,23 +175,40 @@ class FeatureCache:
 
     def _prepare(self, rows: list[Row], problems: list[DataError] | None) -> list[Cached]:
         good, new = [], {}
-        for row in rows:
-            try:
-                key = self.clip_key(row)
-                if key in self.clips:
-                    good.append((key, self._known(row, self.clips[key])))
-                else:
-                    sample = decode(row, self.image_size)
-                    new.setdefault(key, sample)
+        with ThreadPoolExecutor(DECODERS) as pool:
+            keys, ahead = self._decode_ahead(rows, pool)
+            for row, key in zip(rows, keys):
+                try:
+                    if isinstance(key, DataError):
+                        raise key
+                    if key in self.clips or key in new:
+                        good.append((key, self._known(row, self.clips.get(key) or new[key])))
+                        continue
+                    # The first row of a clip may have been broken (its mask, say): then this one is decoded here.
+                    sample = ahead.pop(key).result() if key in ahead else decode(row, self.image_size)
+                    new[key] = {"seconds": sample.seconds, "target": sample.target, "sample": sample}
                     good.append((key, replace(sample, frames=torch.empty(0), audio=torch.empty(0))))
-            except DataError as error:
-                if problems is None:
-                    raise
-                problems.append(error)
+                except DataError as error:
+                    if problems is None:
+                        raise
+                    problems.append(error)
         if new:
-            self._encode(new)
+            self._encode({key: clip["sample"] for key, clip in new.items()})
         return [Cached(sample, torch.tensor(self.clips[key]["frames"]), torch.tensor(self.clips[key]["sounds"]))
                 for key, sample in good]
+
+    def _decode_ahead(self, rows: list[Row], pool: ThreadPoolExecutor) -> tuple[list, dict[str, Future]]:
+        """-> each row's clip key, or what is wrong with its files; and the first row of every new clip, being decoded."""
+        keys, ahead = [], {}
+        for row in rows:
+            try:
+                keys.append(self.clip_key(row))
+            except DataError as error:
+                keys.append(error)
+                continue
+            if keys[-1] not in self.clips and keys[-1] not in ahead:
+                ahead[keys[-1]] = pool.submit(decode, row, self.image_size)
+        return keys, ahead
 
     def _known(self, row: Row, clip: dict) -> Sample:
         """The sample of a clip whose features are there: only its masks are read."""
