@@ -20,6 +20,7 @@ import os
 import sys
 import time
 import zlib
+from collections import Counter
 from pathlib import Path
 
 import torch
@@ -44,7 +45,7 @@ from crab_mini.tables import as_json, table
 from crab_mini.tasks import parse_tasks
 from crab_mini.tokenizer import Tokenizer
 from crab_mini.training import Interrupted, NonFiniteLoss, Run, fit, seed_all
-from crab_mini.world.clips import Clips
+from crab_mini.world.clips import Clips, index_of
 from crab_mini.world.scene import CATEGORIES
 from crab_mini.world.write import write
 
@@ -141,20 +142,23 @@ def left_out(problems: list[DataError], split: str, run: Run) -> None:
         print("\n  ".join(lines + [f"and {len(problems) - LISTED} more"] * (len(problems) > LISTED)), flush=True)
 
 
-def plan(crab, cfg: Config, options, run: Run, data: Path, tasks: list[str]) -> None:
+def plan(crab, cfg: Config, options, run: Run, data: Path, mini: Path, tasks: list[str]) -> None:
     """Says what is about to happen."""
     threads = f"{torch.get_num_threads()} threads, {run.processes.world} process(es)"
     skipped = published.skipped(options)
     stages = [name for name in STAGES if name not in skipped]
     minutes = options.max_minutes or sum(getattr(cfg, name).minutes for name in stages)
+    clips = Counter(name.split("_")[0] for name in index_of(mini)["clips"])
     print(f"crab_mini {options.preset}: {', '.join(tasks)}\n"
           f"{run.device} in {run.precision}, {threads}, seed {cfg.seed}\ndata {data}, results in {options.out}\n"
           f"stages: {', '.join(f'{n} {getattr(cfg, n).steps} steps' for n in stages)}; "
-          f"about {minutes:.0f} minutes on two fast cores", flush=True)
+          f"about {minutes:.0f} minutes of training on two fast cores, and some for data and scores\n"
+          f"clips: {', '.join(f'{count} {split}' for split, count in clips.items())} in {mini}", flush=True)
     for name, path in skipped.items():
         print(f"{name}: skipped, published weights are taken from {path}")
     for name, part in crab.named_children():
         print(f"  {name:16s} {sum(p.numel() for p in part.parameters()) / 1e6:7.2f} M parameters")
+    print(f"  {'in all':16s} {sum(p.numel() for p in crab.parameters()) / 1e6:7.2f} M parameters")
 
 
 def parameters(name: str, module, processes: Processes) -> None:
@@ -253,7 +257,7 @@ def main(argv: list[str] | None = None) -> int:
         render(mini, cfg, processes)
         data, tasks = bring(options, mini, tasks, run)
         if processes.first:
-            plan(crab, cfg, options, run, data, tasks)
+            plan(crab, cfg, options, run, data, mini, tasks)
         glance(data, tasks, tokenizer, options, run)
         features = train(crab, tokenizer, cfg, options, run, data, mini, categories, tasks, keys)
         if processes.first:

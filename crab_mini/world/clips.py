@@ -21,6 +21,14 @@ from .bank import class_names
 from .scene import RATE, SECONDS, sample_scene
 
 
+def index_of(root: Path) -> dict:
+    """What clips.json says: categories, image size, and every clip's scene; DataError where there is none."""
+    try:
+        return json.loads((root / "clips.json").read_text())
+    except (OSError, ValueError) as error:
+        raise DataError(root / "clips.json", "file", f"no miniature data set: {type(error).__name__}") from None
+
+
 class Clips:
     """All clips of one split. N clips, T seconds.
 
@@ -30,10 +38,7 @@ class Clips:
 
     def __init__(self, root: str | Path, split: str, limit: int | None = None):
         self.root = Path(root)
-        try:
-            index = json.loads((self.root / "clips.json").read_text())
-        except (OSError, ValueError) as error:
-            raise DataError(self.root / "clips.json", "file", f"no miniature data set: {type(error).__name__}") from None
+        index = index_of(self.root)
         self.categories = tuple(index["categories"])
         self.vids = [v for v in index["clips"] if v.startswith(split)][:limit]
         self.views = [View(sample_scene(index["clips"][v]["seed"], self.categories), np.array(index["clips"][v]["boxes"]))
