@@ -118,12 +118,24 @@ def _avvp(entry: dict, place: str) -> None:
         if not len(inner) == text.count(f"<{sense}>") == text.count(f"</{sense}>"):
             raise DataError(place, "label_content", f"mislabelled: <{sense}> tags do not pair up")
         for event in inner:
-            spans = SPAN.findall(event)
-            if not spans or any(not int(a) < int(b) <= CLIP_SECONDS for a, b in spans):
+            name, spans = name_and_spans(event)
+            if not name or not spans or any(not start < end <= CLIP_SECONDS for start, end in spans):
                 raise DataError(place, "label_content", f"mislabelled: {_short(event)} needs a name and spans "
                                                         f"(start end) within 0..{CLIP_SECONDS}")
     if "_event>" not in text and "no audio event" not in text and "no visual event" not in text:
         raise DataError(place, "label_content", "mislabelled: no <visual_event> or <audio_event>")
+
+
+def name_and_spans(inner: str) -> tuple[str, list[tuple[int, int]]]:
+    """`dog,(2 6),(7 8)`, what stands between the tags of an event -> (dog, [(2, 6), (7, 8)]), in seconds."""
+    first = SPAN.search(inner)
+    name = inner[:first.start()] if first else inner
+    return name.strip().rstrip(",").rstrip(), [(int(start), int(end)) for start, end in SPAN.findall(inner)]
+
+
+def tagged_events(text: str) -> list[tuple[str, str]]:
+    """(audio or visual, what stands between the tags) of every event in a text."""
+    return re.findall(r"<(audio|visual)_event>(.*?)</\1_event>", text, re.S)
 
 
 def events(task: str, entry: dict) -> list[tuple[str, int, int]]:
@@ -132,9 +144,9 @@ def events(task: str, entry: dict) -> list[tuple[str, int, int]]:
         return [(entry["event"], entry["start_time"], entry["end_time"])]
     found = []
     if task == "avvp":
-        for sense, inner in re.findall(r"<(visual|audio)_event>(.*?)</\1_event>", entry["label_content"], re.S):
-            name = ("see " if sense == "visual" else "hear ") + inner.split(",(")[0].strip()
-            found += [(name, int(start), int(end)) for start, end in SPAN.findall(inner)]
+        for sense, inner in tagged_events(entry["label_content"]):
+            name, spans = name_and_spans(inner)
+            found += [(("see " if sense == "visual" else "hear ") + name, start, end) for start, end in spans]
     return found
 
 

@@ -163,10 +163,10 @@ class Crab(nn.Module):
             row, states = row[:length], states[:length]
             answers.ids.append(row.tolist())
             picked = states[(row >= first) & (row <= last)]
-            whole = len(picked) // (last - first + 1)
-            if feature is None or not whole:
+            whole, rest = divmod(len(picked), last - first + 1)
+            if feature is None or not whole or rest:    # with strays nobody can say which six belong together
                 answers.masks.append(states.new_zeros(0, self.cfg.vision.image, self.cfg.vision.image))
                 continue
-            picked = picked[:whole * (last - first + 1)].unflatten(0, (whole, -1))
+            picked = picked.unflatten(0, (whole, -1))
             answers.masks.append(self.mask_logits(picked, feature[None].expand(whole, *feature.shape)))
         return answers

@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 from typing import Callable
 
-from .annotations import box_of
+from .annotations import box_of, name_and_spans, tagged_events
 
 MASK_GROUP = "<mask_start>" + "".join(f"<mask_{i}>" for i in range(6)) + "<mask_end>"
 FRAME = 224                      # AV-UIE boxes are pixels of a 224x224 frame
@@ -47,12 +47,10 @@ def parse_ave(text: str) -> tuple[str, int, int] | None:
 
 def parse_avvp(text: str) -> dict[str, list[tuple[str, int, int]]] | None:
     """All `<audio_event> dog,(3 6),(8 9) </audio_event>` and visual ones -> {"audio": [(name, start, end)], "visual"}."""
-    events = {"audio": [], "visual": []}
-    found = False
-    for kind, body in re.findall(r"<(audio|visual)_event>(.*?)</\1_event>", text):
-        name, _, spans = body.strip().partition(",(")
-        found = True
-        events[kind] += [(name.strip(), int(a), int(b)) for a, b in re.findall(r"(\d+)[\s,]+(\d+)\s*\)", spans)]
+    events, found = {"audio": [], "visual": []}, tagged_events(text)
+    for kind, inner in found:
+        name, spans = name_and_spans(inner)
+        events[kind] += [(name, start, end) for start, end in spans]
     said_none = "no audio event" in text or "no visual event" in text
     return events if found or said_none else None
 
@@ -84,7 +82,7 @@ def parse_masks(text: str) -> list[str] | None:
 
 
 def _bare_avvp(row: dict) -> str:
-    return " ".join(re.findall(r"<(?:audio|visual)_event>.*?</(?:audio|visual)_event>", row["label_content"])) \
+    return " ".join(f"<{sense}_event>{inner}</{sense}_event>" for sense, inner in tagged_events(row["label_content"])) \
         or "no audio event no visual event"
 
 

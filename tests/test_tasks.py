@@ -7,6 +7,7 @@ import pytest
 from scenes import rows
 
 from crab_mini import metrics
+from crab_mini.annotations import events
 from crab_mini.tasks import MASK_GROUP, TASKS, parse_tasks, question_type
 from crab_mini.world.annotate import STEP, View, spans
 from crab_mini.world.scene import CATEGORIES
@@ -31,6 +32,14 @@ def test_parsed_answers_say_what_the_row_says(task, reasoning):
     assert len(found) > SCENES / 5
     for view, row in found:
         assert TASKS[task].parse(TASKS[task].answer(row, reasoning)) == truth(task, view, row)
+
+
+@pytest.mark.parametrize("inner", ("dog,(2 6),(7 8)", "dog, (2 6), (7 8)", "dog (2,6) (7,8)", "\ndog,\n( 2 6 ),(7 8)\n"))
+def test_an_event_s_tags_hold_its_name_and_spans_however_they_are_spaced(inner):
+    row = {"label_content": f"It barks. <audio_event>{inner}</audio_event> no visual event"}
+    for text in (row["label_content"], TASKS["avvp"].bare(row)):
+        assert TASKS["avvp"].parse(text) == {"audio": [("dog", 2, 6), ("dog", 7, 8)], "visual": []}
+    assert events("avvp", row) == [("hear dog", 2, 6), ("hear dog", 7, 8)]
 
 
 @pytest.mark.parametrize("reasoning", (True, False))

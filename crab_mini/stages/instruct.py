@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from ..av_uie import Row, Sample, check_length, decode, read_annotations
 from ..batch import Item
-from ..classes import class_number, classes_of
+from ..classes import class_meant, class_number, classes_of
 from ..features import Features
 from ..media import DataError
 from ..tasks import TASKS
@@ -57,20 +57,26 @@ def _masks(sample: Sample, classes: tuple[str, ...]) -> Tensor | None:
 def check_text(row: Row, tokenizer: Tokenizer, classes: tuple[str, ...], reasoning: bool) -> None:
     """DataError where a row's prompt and answer do not hold exactly the marks that its masks and media stand for."""
     task, place = TASKS[row.task], f"{row.root / row.task / row.split}.json[{row.index}]"
-    prompt, answer = tokenizer.encode(task.prompt(row.fields)), tokenizer.encode(task.answer(row.fields, reasoning))
+    text = task.answer(row.fields, reasoning)
+    prompt, answer = tokenizer.encode(task.prompt(row.fields)), tokenizer.encode(text)
     for mark in (tokenizer.visual, tokenizer.audio, tokenizer.answer):
         if mark in prompt or mark in answer:
             raise DataError(place, task.field, f"expected no '{tokenizer.names[mark]}': it is the model's own mark")
-    groups = 0
-    if task.masks:
+    groups, numbers = int(task.masks), []
+    if row.task == "avss":
         try:
-            groups = len(_numbers(row.fields, classes)) if row.task == "avss" else 1
+            numbers = _numbers(row.fields, classes)
         except ValueError as error:
             raise DataError(place, "a_obj", str(error)) from None
+        groups = len(numbers)
     found = [i for i in answer if i in tokenizer.masks]
     if found != groups * tokenizer.masks:
         raise DataError(place, task.field, f"expected {groups} whole group(s) of mask tokens, found "
                                            f"{len(found)} mask tokens")
+    for words, number in zip(task.parse(text) or [] if numbers else [], numbers):
+        if class_meant(words, classes) not in (number, None):
+            raise DataError(place, task.field, f"expected masks in the order of a_obj, {row.fields['a_obj']}: "
+                                               f"'{classes[number]}' comes where the text says '{words[-40:]}'")
 
 
 def annotations(root: Path, split: str, tasks: list[str], tokenizer: Tokenizer, reasoning: bool,
@@ -159,9 +165,8 @@ class Rows(Posed):
             raise DataError(root, f"{split}.json", f"no usable sample of {', '.join(tasks)}")
         self.by_task = {task: [i for i, row in enumerate(self.rows) if row.task == task] for task in tasks}
 
-    def __call__(self, rng, count: int, weights: dict[str, float] | None = None) -> list[Item]:
-        """draw(rng, count): rows of all tasks by weight, uniform within a task."""
+    def __call__(self, rng, count: int) -> list[Item]:
+        """draw(rng, count): every task equally often, every row of a task, too."""
         names = [task for task, rows in self.by_task.items() if rows]
-        share = np.array([(weights or {}).get(n, 1.0) for n in names])
         return [self.item(self.rows[self.by_task[t][int(rng.integers(len(self.by_task[t])))]])
-                for t in rng.choice(names, count, p=share / share.sum())]
+                for t in rng.choice(names, count, p=np.full(len(names), 1 / len(names)))]
