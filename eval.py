@@ -23,7 +23,7 @@ from crab_mini import bundle
 from crab_mini.answering import LIMIT, SHUFFLES, answer, partners
 from crab_mini.av_uie import decode, read_annotations, tasks_in
 from crab_mini.checkpoint import CheckpointError, one_line, write_whole
-from crab_mini.classes import classes_of, event_names
+from crab_mini.classes import event_names
 from crab_mini.config import ConfigError
 from crab_mini.features import Features
 from crab_mini.media import DataError
@@ -85,7 +85,8 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
                                                              "eval.py --help lists them"))
     options.own = options.frames is not None or options.audio is not None
     for name in SET if options.own else OWN:
-        if getattr(options, name) not in (None, False):
+        value = getattr(options, name)
+        if value is not None and value is not False:
             raise ConfigError(f"--{name.replace('_', '-')}: " + ("is for data sets, not for --frames and --audio"
                                                                  if options.own else "needs --frames, files of your own"))
     for name, least in (("limit", 1), ("show", 1), ("second", 0)):
@@ -175,7 +176,8 @@ def writable(path: Path) -> None:
 def evaluate(crab, tokenizer, features: Features, facts: dict, options) -> None:
     """Scores, shuffled scores, predictions and pictures of a data set's test split."""
     began = time.monotonic()
-    for path in (options.predictions, options.json not in (None, "-") and Path(options.json)):
+    for path in (options.predictions, options.json not in (None, "-") and Path(options.json),
+                 options.show and options.out / "ave_0.png"):
         if path:
             writable(path)
     data, tasks = place(options, facts)
@@ -210,7 +212,7 @@ def ask(crab, tokenizer, features: Features, facts: dict, options) -> None:
     task, second = options.tasks[0], options.second
     request = Request(task, options.frames, options.audio, second, options.question or "", options.expression or "")
     sample, size = sample_of(request, crab.cfg.vision.image)
-    posed = pose(sample, features, tokenizer, classes_of(Path(facts["data"])))
+    posed = pose(sample, features, tokenizer, tuple(facts["classes"]))
     said, = answer(crab, tokenizer, posed, task, features.device, features.precision, limit=LONGEST)
     print(f"seconds: {' '.join(map(str, sample.seconds))}\nprompt: {TASKS[task].prompt(sample.row)}\nanswer: {said.text}")
     if said.parsed is None:

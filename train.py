@@ -29,7 +29,7 @@ from crab_mini import bundle, published
 from crab_mini.answering import answer
 from crab_mini.av_uie import tasks_in
 from crab_mini.checkpoint import CheckpointError, write_whole
-from crab_mini.classes import event_names
+from crab_mini.classes import classes_of, event_names
 from crab_mini.config import Config, ConfigError, override
 from crab_mini.features import Features
 from crab_mini.media import DataError
@@ -44,7 +44,7 @@ from crab_mini.stages.text import Script, ScriptRows, TextStage, world_text
 from crab_mini.tables import as_json, table
 from crab_mini.tasks import parse_tasks
 from crab_mini.tokenizer import Tokenizer
-from crab_mini.training import Interrupted, NonFiniteLoss, Run, fit, seed_all
+from crab_mini.training import NonFiniteLoss, Run, fit, seed_all
 from crab_mini.world.clips import Clips, index_of
 from crab_mini.world.scene import CATEGORIES
 from crab_mini.world.write import write
@@ -84,14 +84,30 @@ def settle(options: argparse.Namespace) -> tuple[torch.device, str, list[str]]:
     return device, precision, parse_tasks(options.task)
 
 
-def clips_folder(options: argparse.Namespace, cfg: Config) -> tuple[Path, list[str]]:
-    """-> the folder of rendered clips that the earlier stages learn from, and its categories: --data if it was rendered
-    (from a bank, say), else the miniature."""
-    if options.data and (options.data / "clips.json").is_file():
-        return options.data, event_names(options.data)
-    world = cfg.world
-    numbers = (cfg.vision.image, world.clips, world.test_clips, world.rows_per_task, world.seed)
-    return MINIATURE.with_name("_".join([MINIATURE.name, *map(str, numbers)])), list(CATEGORIES)
+def rendered(options: argparse.Namespace) -> Path | None:
+    """--data where it holds rendered clips (of a bank, say): then the earlier stages learn from them, too."""
+    there = options.data is not None and (options.data / "clips.json").is_file()
+    return options.data if there else None
+
+
+def clips_folder(options: argparse.Namespace, cfg: Config) -> Path:
+    """The rendered clips that the earlier stages learn from: those of --data, else the miniature."""
+    folder = rendered(options)
+    if folder is None:
+        numbers = (cfg.vision.image, cfg.world.clips, cfg.world.test_clips, cfg.world.rows_per_task, cfg.world.seed)
+        return MINIATURE.with_name("_".join([MINIATURE.name, *map(str, numbers)]))
+    for name in options.overrides:
+        if name.startswith("world."):
+            raise ConfigError(f"--{name}: {folder} is rendered already; it is for the miniature that train.py makes")
+    return folder
+
+
+def same_size(folder: Path, cfg: Config) -> None:
+    """ConfigError unless the rendered frames are as large as the model's."""
+    image = index_of(folder)["image"]
+    if image != cfg.vision.image:
+        raise ConfigError(f"{folder}: expected frames of {cfg.vision.image} pixels, found {image}: --vision.image is "
+                          "the model's side, --image that of python -m crab_mini.world")
 
 
 def render(folder: Path, cfg: Config, processes: Processes) -> None:
@@ -249,12 +265,16 @@ def main(argv: list[str] | None = None) -> int:
     try:
         options, cfg = arguments(__doc__, argv)
         device, precision, tasks = settle(options)
+        if options.stages and not options.stages.is_dir():
+            raise ConfigError(f"{options.stages}: --stages: the folder of an earlier run cannot be found")
         processes, device = connect(device)
         options.out = options.out or Path("runs") / options.preset
         run = Run(options.out, device, cfg.seed, precision, options.resume, processes)
-        mini, categories = clips_folder(options, cfg)
+        categories = event_names(options.data) if rendered(options) else list(CATEGORIES)
         crab, tokenizer, cfg, keys = assemble(options, cfg, categories, run)
+        mini = clips_folder(options, cfg)               # published weights may have changed the size of the frames
         render(mini, cfg, processes)
+        same_size(mini, cfg)
         data, tasks = bring(options, mini, tasks, run)
         if processes.first:
             plan(crab, cfg, options, run, data, mini, tasks)
@@ -262,7 +282,8 @@ def main(argv: list[str] | None = None) -> int:
         features = train(crab, tokenizer, cfg, options, run, data, mini, categories, tasks, keys)
         if processes.first:
             minutes = (time.monotonic() - began) / 60
-            bundle.save(options.out / "crab.pt", crab, tokenizer, minutes=minutes, tasks=tasks, data=str(data))
+            bundle.save(options.out / "crab.pt", crab, tokenizer, minutes=minutes, tasks=tasks, data=str(data),
+                        classes=list(classes_of(data)))
             results = evaluate(crab, tokenizer, features, data, tasks, options, run)
             minutes = (time.monotonic() - began) / 60
             write_whole(options.out / "results.json", as_json(results, minutes=minutes, seed=cfg.seed).encode())
@@ -275,8 +296,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"train.py: out of memory, fewer rows in --instruct.batch and the like take less: "
               f"{str(error).splitlines()[0]}", file=sys.stderr)
         return 2
-    except Interrupted as stop:
-        print(stop, file=sys.stderr)
+    except KeyboardInterrupt as stop:       # Interrupted among them, which says how to go on
+        print(str(stop) or "train.py: stopped; the same command goes on after the last finished stage", file=sys.stderr)
         return 130
     return 0
 

@@ -99,7 +99,7 @@ class LoRAConfig:
 
 @dataclass(frozen=True)
 class StageConfig:
-    """One stage of training. Muon moves the hidden matrices, AdamW everything else (see training.py)."""
+    """One stage of training. Muon moves the hidden matrices, AdamW everything else (see optimiser.py)."""
     steps: int = 1000
     batch: int = 64                # rows of one optimiser step, over all processes
     lr: float = 1e-3               # AdamW

@@ -4,7 +4,7 @@
     load_file("clip/pytorch_model.bin")        the tensors themselves
     load_file("llama")                         a folder: its index JSON and the shards it names, or its single file
 `load_config` finds the configuration that belongs to such a file. No code in a file is run (weights_only=True).
-Safetensors are read with the library of that name, an optional extra: pip install 'crab_mini[safetensors]'.
+Safetensors are read with the library of that name, an optional extra: pip install -e ".[weights]".
 """
 
 import json
@@ -39,7 +39,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         from safetensors import SafetensorError
         from safetensors.torch import load_file as read
     except ImportError:
-        raise WeightsError(f"{path}: needs the library safetensors: pip install 'crab_mini[safetensors]'") from None
+        raise WeightsError(f"{path}: needs the library safetensors: pip install -e '.[weights]'") from None
     try:
         return read(path)
     except (SafetensorError, OSError, ValueError, LookupError) as error:

@@ -13,6 +13,7 @@ from pathlib import Path
 from .config import Config, ConfigError, override, preset
 from .tasks import TASKS
 from .tokenizer import MASKS
+from .world.scene import MAX_SEED
 from .world.script import CELLS, VOICES
 
 STAGES = ("text", "see", "hear", "speak", "segment", "align", "instruct")
@@ -57,7 +58,8 @@ def parser(description: str) -> Parser:
                   formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--task", default="all", help="all, or names with commas: " + ",".join(TASKS))
     made.add_argument("--preset", default="tiny", help="nano, tiny, small or paper (with published weights)")
-    made.add_argument("--data", type=Path, help="a folder in the AV-UIE layout for the instruct stage")
+    made.add_argument("--data", type=Path, help="a folder in the AV-UIE layout for the instruct stage; one that "
+                      "crab_mini.world made (from a bank, say) serves all stages")
     made.add_argument("--skip-bad", action="store_true", help="leave out what is broken in --data, and list it")
     made.add_argument("--cache-features", type=Path, metavar="DIR", help="keep the encoders' features for later runs")
     made.add_argument("--vision-weights", type=Path, metavar="FILE", help="published CLIP-ViT instead of the see stage")
@@ -123,9 +125,9 @@ def check(cfg: Config, scripted: bool) -> None:
             if not low <= number < float("inf"):
                 raise ConfigError(f"--{name}: expected a number {'of at least' if not low else 'above'} 0, "
                                   f"found {number:g}")
-    for name, seed in (("seed", cfg.seed), ("world.seed", cfg.world.seed)):
-        if seed >= 2 ** 31:
-            raise ConfigError(f"--{name}: expected less than {2 ** 31}, found {seed}")
+    for name, seed, most in (("seed", cfg.seed, 2 ** 31 - 1), ("world.seed", cfg.world.seed, MAX_SEED)):
+        if seed > most:
+            raise ConfigError(f"--{name}: expected at most {most}, found {seed}")
     vision, audio, mask = cfg.vision, cfg.audio, cfg.mask
     multiples = {"vision.image": ("vision.patch", vision.image, vision.patch)}
     multiples |= {f"{name}.width": (f"{name}.heads", getattr(cfg, name).width, getattr(cfg, name).heads)
@@ -133,6 +135,9 @@ def check(cfg: Config, scripted: bool) -> None:
     for name, (other, value, divisor) in multiples.items():
         if value % divisor:
             raise ConfigError(f"--{name}: expected a multiple of {other} {divisor}, found {value}")
+    for name, value in (("vision.width", vision.width), ("audio.width", audio.width)):
+        if value % 4:
+            raise ConfigError(f"--{name}: expected a multiple of 4, sine and cosine of two axes, found {value}")
     for name in ("mask_layers", "llm_layer"):
         value = getattr(vision, name)
         if max(value if isinstance(value, tuple) else (value,)) > vision.layers:

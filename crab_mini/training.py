@@ -105,6 +105,8 @@ def _train(loop: "Loop") -> None:
     """Steps until the stage is over, telling and saving now and then."""
     first, meter, cfg = loop.run.processes.first, Meter(), loop.cfg
     curve = Curve(loop.path.with_suffix(".jsonl"), loop.step) if first else None
+    if loop.progress < 1:
+        loop.make_ready()
     every, saved_at = max(1, cfg.steps // ROWS), loop.seconds
 
     def tell() -> dict[str, float]:
@@ -140,12 +142,18 @@ class Loop:
             module, optimiser, batches, cfg, run, stop)
         self.budget = 60 * config["max_minutes"] if config["max_minutes"] else math.inf
         self.step, self.seconds, self.factor, self.asked = 0, 0.0, 0.0, False
-        self.began = time.monotonic()
+        self.began = math.nan
 
     @property
     def progress(self) -> float:
         """How much of the stage is over (0 to 1), in steps or in time, whichever is further."""
         return max(self.step / max(self.cfg.steps, 1), self.seconds / self.budget)
+
+    def make_ready(self) -> None:
+        """Makes the first batch before the clock starts: reading clips and encoding them is no training."""
+        self.batches.at(self.step)
+        self.run.processes.gather(None)
+        self.began = time.monotonic() - self.seconds
 
     def advance(self) -> dict[str, tuple[float, float]]:
         """One optimiser step on the global batch -> {part: (sum, count)} over it."""
@@ -216,7 +224,6 @@ class Loop:
         except ValueError as error:
             raise CheckpointError(f"{self.path}: the optimiser's state does not fit: {error}") from error
         self.step, self.seconds = saved["step"], saved["seconds"]
-        self.began = time.monotonic() - self.seconds
         if self.run.processes.rank < len(saved["rng"]):
             _set_rng_state(saved["rng"][self.run.processes.rank], self.run.device)
 

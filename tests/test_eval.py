@@ -39,7 +39,8 @@ def here(tmp_path_factory):
         words = Tokenizer.train([TASKS[r.task].prompt(r.fields) + TASKS[r.task].answer(r.fields) for r in rows] * 2, 500)
         torch.manual_seed(0)
         crab = bundle.build(override(preset("nano"), "llm.vocab", str(words.size)), words).with_lora()
-        bundle.save(Path("run/crab.pt"), crab, words, tasks=list(TASKS), data="mini")
+        bundle.save(Path("run/crab.pt"), crab, words, tasks=list(TASKS), data="mini",
+                    classes=json.loads(Path("mini/classes.json").read_text()))
         for second in range(12):
             small.picture(Path(f"frames/f{second}.jpg"), 20 * second, (90, 60))
         small.tone(Path("sound.ogg"), 7.2, rate=22050)
@@ -238,6 +239,8 @@ CANNOT = [
     (["--limit", "x"], "--limit: invalid int value: 'x'"),
     (["--out", "x"], "--out: is for the pictures of --show or --frames"),
     (["--question", "x"], "--question: needs --frames"),
+    (["--second", "0"], "--second: needs --frames"),
+    (["--show", "1", "--out", "text.wav/x"], "text.wav/x/ave_0.png: cannot be written"),
     (["--predictions", "empty"], "empty: cannot be written"),
     (["--json", "text.wav/x"], "text.wav/x: cannot be written"),
     (["--ckpt", "text.wav"], "text.wav: is damaged or no checkpoint"),
@@ -278,3 +281,15 @@ def test_a_model_whose_data_have_moved_says_so(here, tmp_path, monkeypatch, caps
     monkeypatch.chdir(tmp_path)
     assert program.main(["--ckpt", str(model), *QUICK]) == 2
     assert "was trained on, mini, is not here: name one" in capsys.readouterr().err
+
+
+def test_a_model_knows_its_classes_where_its_data_are_not(saying, tmp_path, monkeypatch, capsys):
+    files = [str(Path(name).absolute()) for name in ("run/crab.pt", "sound.ogg", "frames")]
+    content = torch.load(files[0], weights_only=True)
+    content["facts"]["classes"][1] = "penguin"
+    torch.save(content, tmp_path / "crab.pt")
+    saying(f"penguin {MASK_GROUP}")
+    monkeypatch.chdir(tmp_path)
+    words = ["--audio", files[1], "--frames", files[2], "--task", "avss", "--second", "1", *QUICK]
+    assert program.main(["--ckpt", "crab.pt", *words, "--out", "."]) == 0
+    assert "penguin.png" in capsys.readouterr().out

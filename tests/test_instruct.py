@@ -20,6 +20,7 @@ from crab_mini.options import STAGES
 from crab_mini.stages.instruct import Rows, annotations, check_text, usable
 from crab_mini.tasks import MASK_GROUP, TASKS
 from crab_mini.tokenizer import Tokenizer
+from crab_mini.world.write import write
 
 NANO = ["--preset", "nano", "--precision", "fp32", "--kernel", "torch", "--world.clips", "9", "--world.test_clips", "12",
         "--world.rows_per_task", "1", *(f"--{name}.batch=4" for name in STAGES)]
@@ -169,6 +170,8 @@ def test_what_an_annotation_leaves_out_is_appended(data, words):
     ("s4", dict(label_content="It <mask_start><mask_0><mask_1><mask_end>."), "expected 1 whole group(s) of mask"),
     ("avss", dict(label_content=f"It {MASK_GROUP}."), "expected 2 whole group(s) of mask tokens, found 6"),
     ("avss", dict(a_obj="bird, spaceship"), "a_obj: 'spaceship' is none of the 71 class names"),
+    ("avss", dict(a_obj="bird, dog", label_content=f"It is dog {MASK_GROUP}, bird {MASK_GROUP}."),
+     "expected masks in the order of a_obj, bird, dog: 'bird' comes where the text says 'It is dog'"),
     ("ave", dict(label_content="<event> x </event> <range> 2,6 </range> <mask_0>"), "expected 0 whole group(s)"),
     ("avqa", dict(question="<visual> what?"), "expected no '<visual>': it is the model's own mark"),
     ("avcap", dict(label_content="a <audio> b"), "expected no '<audio>': it is the model's own mark"),
@@ -186,6 +189,24 @@ def test_an_annotation_that_does_not_fit_the_model_is_named(data, words, task, c
     assert len(problems) == 1
     for row in read_annotations(data, "test"):
         check_text(row, words, classes_of(data), True)
+
+
+def test_clips_of_another_size_or_a_dial_that_turns_nothing_stop_before_the_first_step(here, tmp_path, capsys):
+    write(tmp_path / "clips", 9, 12, 32, cap=1, workers=1)
+    words = ["--data", str(tmp_path / "clips"), "--out", str(tmp_path / "out")]
+    assert train.main(["--preset", "nano", "--precision", "fp32", "--kernel", "torch", *words]) == 2
+    assert "clips: expected frames of 64 pixels, found 32" in capsys.readouterr().err.splitlines()[-1]
+    assert train.main([*NANO, *words, "--vision.image", "32"]) == 2
+    assert "--world.clips: " in capsys.readouterr().err.splitlines()[-1]
+    assert not list((tmp_path / "out").glob("*.jsonl"))
+
+
+def test_a_ctrl_c_between_the_stages_is_one_line(here, tmp_path, capsys, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+    monkeypatch.setattr(train, "glance", stop)
+    assert run(tmp_path / "out") == 130
+    assert capsys.readouterr().err.splitlines()[-1].startswith("train.py: stopped")
 
 
 def test_class_names_are_found_by_their_words(tmp_path):

@@ -218,6 +218,16 @@ def test_a_budget_ends_the_stage_with_the_rate_run_out(tmp_path, monkeypatch):
     assert read_curve(tmp_path / "toy.jsonl")[-1]["rate"] < 0.15
 
 
+def test_making_the_data_ready_is_no_training_time(tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("crab_mini.training.time.monotonic", lambda: now[0])
+
+    def encode():
+        now[0] += 500 * (now[0] == 0)                    # the first time a batch is asked for
+    run_toy(tmp_path, replace(CFG, steps=5), batches=Batches(0, encode), minutes=1.0)
+    assert load(tmp_path / "toy.pt", "toy")["step"] == 5
+
+
 def test_a_resumed_stage_goes_on_counting_its_seconds(tmp_path, monkeypatch):
     monkeypatch.setattr("crab_mini.training.time.monotonic", iter([100.0] + [142.0] * 99).__next__)
     with pytest.raises(Interrupted):

@@ -12,8 +12,9 @@ import pytest
 from crab_mini.world import sounds, sprites
 from crab_mini.world.dials import Dials
 from crab_mini.world.render import FADE, LOUDNESS, Procedural, envelope, pictures, render, tinted
-from crab_mini.world.scene import (CATEGORIES, LEVELS, RATE, SECONDS, TEST_SEED, TEST_VARIANTS, TRAIN_VARIANTS, Scene,
-                                   Thing, sample_scene)
+from crab_mini.world.scene import (CATEGORIES, LEVELS, MAX_SEED, RATE, SECONDS, TEST_SEED, TEST_VARIANTS,
+                                   TRAIN_VARIANTS, Scene, Thing, sample_scene)
+from crab_mini.world.write import _jobs, write
 
 ALL, NONE = (True,) * SECONDS, (False,) * SECONDS
 VARIANTS = TRAIN_VARIANTS + TEST_VARIANTS
@@ -182,6 +183,13 @@ def test_variants_differ_and_still_tell_their_category(features):
     for k, row in enumerate(table):
         for unseen in row[len(TRAIN_VARIANTS):]:
             assert ((unseen - centre) ** 2).sum(1).argmin() == k, CATEGORIES[k]
+
+
+def test_no_seed_of_a_data_set_reaches_the_test_set_s_looks(tmp_path):
+    assert max(seed for _, seed, _ in _jobs("train", 3, MAX_SEED)) < TEST_SEED
+    with pytest.raises(ValueError, match=f"--seed: expected 0 to {MAX_SEED}, found {MAX_SEED + 1}"):
+        write(tmp_path / "out", 9, 12, seed=MAX_SEED + 1)
+    assert not (tmp_path / "out").exists()
 
 
 def test_dials_keep_test_variants_between_the_training_ones():

@@ -19,7 +19,7 @@ MASKED_SHARE = 0.15         # of the audio stage's steps
 
 
 class Draw:
-    """Batches of single seconds of random clips: `at(step)` -> (clip (n,), second (n,)) index tensors and the data."""
+    """Which single seconds of random clips a step takes; its subclasses' `at(step)` return what is seen or heard there."""
 
     def __init__(self, clips: Clips, batch: int, seed: int, rank: int = 0, world: int = 1):
         self.clips, self.batch, self.seed, self.rank, self.world = clips, batch, seed, rank, world

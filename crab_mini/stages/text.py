@@ -25,7 +25,7 @@ from .rows import WEIGHTS
 NOISE = 0.1                 # how much each word of a script is said louder or softer: real interfaces are never exact
 
 
-def pose(view: View, rng, tries: int, weights: dict[str, float] = WEIGHTS, reasoning: bool = True):
+def pose(view: View, rng, tries: int, weights: dict[str, float] = WEIGHTS):
     """Up to `tries` (task, row) of a scene, tasks drawn by weight; of the questions one kind, drawn evenly."""
     names = list(weights)
     share = np.array([weights[n] for n in names])

@@ -21,7 +21,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--clips", type=int, default=6000, help="training clips")
     parser.add_argument("--test-clips", type=int, default=800, help="test clips (their own scenes, looks and sounds)")
     parser.add_argument("--image", type=int, default=64, help="side of the frames in pixels")
-    parser.add_argument("--seed", type=int, default=0, help="first of the scene seeds")
+    parser.add_argument("--seed", type=int, default=0, help="of the scenes: another seed, other clips")
     parser.add_argument("--bank", type=Path, metavar="DIR",
                         help="take looks and sounds from name.png + name.ogg|wav|flac|mp3 pairs under this folder")
     parser.add_argument("--classes", metavar="A,B,...", help="only these classes of the bank")

@@ -36,11 +36,11 @@ class Clips:
     mels (N,T,F,128) float16, one-second segments; views: one `View` a clip.
     """
 
-    def __init__(self, root: str | Path, split: str, limit: int | None = None):
+    def __init__(self, root: str | Path, split: str):
         self.root = Path(root)
         index = index_of(self.root)
         self.categories = tuple(index["categories"])
-        self.vids = [v for v in index["clips"] if v.startswith(split)][:limit]
+        self.vids = [v for v in index["clips"] if v.startswith(split)]
         self.views = [View(sample_scene(index["clips"][v]["seed"], self.categories), np.array(index["clips"][v]["boxes"]))
                       for v in self.vids]
         lookup = np.zeros(256, np.uint8)

@@ -16,7 +16,11 @@ RATE = 16000                # waveform samples a second
 CATEGORIES = ("bell", "bird", "clock", "dog", "drum", "emergency-car", "flute", "guitar", "tractor", "violin")
 TRAIN_VARIANTS, TEST_VARIANTS = (0, 1, 2, 3, 4, 5), (6, 7)
 TEST_SEED = 1 << 40         # scene seeds from here on belong to the test set
-LEVELS = (1.0, 0.65, 0.42, 0.27)   # loudness of the loudest thing, the second, ...: always at least 3.5 dB apart
+SEED_STRIDE = 10_000_000    # scenes from one data set's seed to the next one's
+MAX_SEED = TEST_SEED // SEED_STRIDE - 1             # of a data set: its training scenes stay below TEST_SEED
+# Loudness of the loudest thing, the second, ...: with the jitter below some 2.5 dB apart; of five things, which are
+# rare, the last two are alike.
+LEVELS = (1.0, 0.65, 0.42, 0.27)
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from .annotate import ROWS, View
 from .bank import class_names
 from .questions import avqa
 from .render import Procedural, render
-from .scene import RATE, SECONDS, TEST_SEED, sample_scene
+from .scene import MAX_SEED, RATE, SECONDS, SEED_STRIDE, TEST_SEED, sample_scene
 
 POSE = ROWS | {"avqa": avqa}
 FRAME_TASKS = ("ms3", "avss", "ref_avs")       # their clips hold several frames: one of them for each training clip
@@ -142,7 +142,7 @@ def _jobs(split: str, clips: int, seed: int):
         tasks = [t for t in POSE if split == "test" or t not in FRAME_TASKS and rng.random() < SHARE.get(t, 1.0)]
         if split == "train":
             tasks.append(FRAME_TASKS[i % 3])
-        scene = (TEST_SEED if split == "test" else 0) + seed * 10_000_000 + i
+        scene = (TEST_SEED if split == "test" else 0) + seed * SEED_STRIDE + i
         yield f"{split}_{i:05d}", scene, tuple(tasks)
 
 
@@ -158,6 +158,8 @@ def write(out: Path, clips: int, test_clips: int, image: int = 64, seed: int = 0
     cap: rows a task at most in the test split (three times as many questions, they come in nine kinds). The JSON
     files are written last: a folder that has them is whole.
     """
+    if not 0 <= seed <= MAX_SEED:
+        raise ValueError(f"--seed: expected 0 to {MAX_SEED}, found {seed}: beyond lie the test set's scenes and looks")
     plan = Plan(Path(out), image, bank or Procedural())
     classes = class_names(plan.bank.categories)
     (plan.out / "clips").mkdir(parents=True, exist_ok=True)
