@@ -2,7 +2,8 @@
 
 Shuffling gives each row another clip's pictures, sound or both, to see what a task really uses. The other clip belongs
 to a row of the same task, so that the prompt still fits, and differs in what is asked for: an exchange of one dog's
-bark for another's would show nothing.
+bark for another's would show nothing. (Rows of AVCap and Ref-AVS name events only in their texts: theirs is just the
+next clip.)
 """
 
 import contextlib

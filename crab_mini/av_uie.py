@@ -27,7 +27,7 @@ from .video import open_clip
 
 SPLITS = ("train", "test")
 FRAMES = {"ave": 10, "avvp": 10, "avqa": 10, "avcap": 10, "arig": 1, "s4": 1, "ms3": 5, "avss": 10, "ref_avs": 10}
-LONG_CLIP = 20.0            # seconds; a longer clip (MUSIC-AVQA's last 60) is looked at every STRIDE seconds
+LONG_CLIP = 20.0            # seconds; a longer clip of AVQA (MUSIC-AVQA's last 60) is looked at every STRIDE seconds
 STRIDE = 6
 SHORTEST = 0.1              # seconds of a piece of sound that must be there; the rest is filled with zeros
 
@@ -57,7 +57,7 @@ class Sample:
     task: str
     uid: str
     frames: Tensor                  # (T, 3, H, W) uint8
-    audio: Tensor                   # (T, S) float32 at 16 kHz; S is one second, two for clips of more than 20 s
+    audio: Tensor                   # (T, S) float32 at 16 kHz; S is one second, two for AVQA's clips of more than 20 s
     seconds: list[int]              # which second of the clip each frame and piece of sound stands for
     row: dict                       # the validated annotation
     target: int = 0                 # place in `seconds` that the question is about (segmentation, grounding)
@@ -208,7 +208,7 @@ def decode(row: Row, image_size: int) -> Sample:
 
 
 def _decode_video(row: Row, size: int) -> Sample:
-    """Ten seconds of a clip, one frame a second; of a long clip ten pieces of two seconds, six seconds apart."""
+    """The first ten seconds of a clip, one frame a second; AVQA: of a long clip ten pieces of two seconds, six apart."""
     clip = open_clip(row.video, "video_path", row.root)
     waveform = clip.soundtrack() if row.audio is None else read_audio(row.audio, "audio_path")       # (S,)
     heard = len(waveform) / RATE

@@ -126,7 +126,7 @@ class Cached:
     """A sample whose frames and sound are rows of the stores."""
     sample: Sample          # its frames and audio are empty
     frames: Tensor          # (T,) rows of see.array()
-    sounds: Tensor          # (T, n) rows of hear.array(): n one-second pieces, two for clips of more than 20 s
+    sounds: Tensor          # (T, n) rows of hear.array(): n one-second pieces, two for AVQA's clips of more than 20 s
 
 
 class FeatureCache:
@@ -187,7 +187,7 @@ class FeatureCache:
                     # The first row of a clip may have been broken (its mask, say): then this one is decoded here.
                     sample = ahead.pop(key).result() if key in ahead else decode(row, self.image_size)
                     new[key] = {"seconds": sample.seconds, "target": sample.target, "sample": sample}
-                    good.append((key, replace(sample, frames=torch.empty(0), audio=torch.empty(0))))
+                    good.append((key, _without_media(sample)))
                 except DataError as error:
                     if problems is None:
                         raise
@@ -265,6 +265,14 @@ class FeatureCache:
     def bytes_used(self) -> int:
         """Size of the features on disk."""
         return sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
+
+
+def _without_media(sample: Sample) -> Sample:
+    """What a row keeps. Copies: small leftovers among big freed pieces would keep a decoder thread's memory from ever
+    being given back."""
+    return replace(sample, frames=torch.empty(0), audio=torch.empty(0),
+                   masks=None if sample.masks is None else sample.masks.clone(),
+                   visible=None if sample.visible is None else sample.visible.clone())
 
 
 def _read_lines(path: Path) -> list[dict]:
