@@ -20,6 +20,7 @@ from crab_mini.options import STAGES
 from crab_mini.stages.instruct import Rows, annotations, check_text, usable
 from crab_mini.tasks import MASK_GROUP, TASKS
 from crab_mini.tokenizer import Tokenizer
+from crab_mini.world.scene import WORLD
 from crab_mini.world.write import write
 
 NANO = ["--preset", "nano", "--precision", "fp32", "--kernel", "torch", "--world.clips", "9", "--world.test_clips", "12",
@@ -191,13 +192,17 @@ def test_an_annotation_that_does_not_fit_the_model_is_named(data, words, task, c
         check_text(row, words, classes_of(data), True)
 
 
-def test_clips_of_another_size_or_a_dial_that_turns_nothing_stop_before_the_first_step(here, tmp_path, capsys):
+def test_clips_of_another_size_or_version_or_a_dial_that_turns_nothing_stop_before_the_first_step(here, tmp_path, capsys):
     write(tmp_path / "clips", 9, 12, 32, cap=1, workers=1)
     words = ["--data", str(tmp_path / "clips"), "--out", str(tmp_path / "out")]
     assert train.main(["--preset", "nano", "--precision", "fp32", "--kernel", "torch", *words]) == 2
     assert "clips: expected frames of 64 pixels, found 32" in capsys.readouterr().err.splitlines()[-1]
     assert train.main([*NANO, *words, "--vision.image", "32"]) == 2
     assert "--world.clips: " in capsys.readouterr().err.splitlines()[-1]
+    index = tmp_path / "clips" / "clips.json"
+    index.write_text(index.read_text().replace('"version": ', '"version": 1'))
+    assert train.main(["--preset", "nano", "--precision", "fp32", "--kernel", "torch", *words]) == 2
+    assert f"version: expected {WORLD}, found 1{WORLD}: " in capsys.readouterr().err.splitlines()[-1]
     assert not list((tmp_path / "out").glob("*.jsonl"))
 
 

@@ -2,8 +2,9 @@
 
 Every sentence is derived from the scene's state. The reasoning is explicit and time- and place-aware: what is heard
 and seen second by second, from it each span, from the spans the answer. Each task opens in its own words, so that
-one task's answer is never mistaken for another's. `rows(view, task, rng)` gives annotation rows in the AV-UIE layout,
-without the media paths (the writer adds them); a scene that cannot pose a task gives none.
+one task's answer is never mistaken for another's; and what belongs to a name (its place, whether it is heard) follows
+it at once, every time, so that a small LLM looks it up at that very word. `ROWS[task](view, rng)` gives annotation rows
+in the AV-UIE layout, without the media paths (the writer adds them); a scene that cannot pose a task gives none.
 """
 
 import numpy as np
@@ -168,7 +169,8 @@ def arig(view: View, rng) -> list[dict]:
         return []
     t = int(_pick(rng, options))
     i = view.both(t)[0]
-    text = f"Grounding: {_scene_words(view, rng, t)} So the {view.names[i]} makes the sound, " + view.box_words(i, t) + "."
+    named = f"So the sound comes from {view.names[i]} {PLACES[view.place[i, t]]}"
+    text = f"Grounding: {_scene_words(view, rng, t)} {named}, {view.box_words(i, t)}."
     box = [int(round(v * FRAME)) for v in view.boxes[i, t]]
     return [dict(a_obj=view.names[i], frame_idx=t, top_left=box[:2], bottom_right=box[2:], label_content=text)]
 
@@ -219,32 +221,31 @@ def avss(view: View, rng) -> list[dict]:
 def ref_avs(view: View, rng) -> list[dict]:
     """The mask of what an expression names at a frame; an empty one when nothing fits."""
     t = int(rng.integers(SECONDS))
-    seen, heard = view.seen(t), view.heard(t)
+    seen, sounding = view.seen(t), view.both(t)
     if rng.random() > (0.0, 0.05, 0.4, 1.0, 1.0)[len(seen)]:       # mostly pictures in which one must choose
         return []
-    sounding = [i for i in seen if view.heard_at[i, t]]
-    options: list[tuple[str, list[int]]] = []
+    options: list[tuple[str, int, bool]] = []                       # expression, whom it names, whether that one fits
     if len(sounding) == 1:
-        options += [("the object making the sound", sounding)]
+        options += [("the object making the sound", sounding[0], True)]
     if len(sounding) >= 2:
-        options += [("the object making the loudest sound", [max(sounding, key=lambda i: view.gain[i, t])])] * 2
+        options += [("the object making the loudest sound", max(sounding, key=lambda i: view.gain[i, t]), True)] * 2
     if len(seen) - len(sounding) == 1:
-        options += [("the silent object", [i for i in seen if i not in sounding])]
+        options += [("the silent object", i, True) for i in seen if i not in sounding]
     for k, word in enumerate(PLACES):
         there = [i for i in seen if view.place[i, t] == k]
         margin = np.abs(view.path[there, t] - 0.5).min() > 0.06 if there else True
         if len(there) == 1 and margin:
-            options += [(f"the object at the {word}", there)]
-            options += [(f"the sounding object at the {word}", [i for i in there if i in sounding])]
-    options += [(f"the {view.names[i]} that is making a sound", [i] if i in sounding else []) for i in seen]
+            options += [(f"the object at the {word}", there[0], True),
+                        (f"the sounding object at the {word}", there[0], there[0] in sounding)]
+    options += [(f"the {view.names[i]} that is making a sound", i, i in sounding) for i in seen]
     if not options:
         return []
-    wanted = rng.random() < 0.25                                    # a quarter of the expressions fit nothing
-    options = [o for o in options if (not o[1]) == wanted] or options
-    expression, target = _pick(rng, options)
-    named = f"The expression means the {view.names[target[0]]}" if target else "The expression fits nothing"
-    text = f"Referring: {_scene_words(view, rng, t)} {named} {MASK}."
-    return [dict(description=expression, idx=t, targets=target, output=text)]
+    wanted = rng.random() >= 0.25                                   # a quarter of the expressions fit nothing
+    expression, named, fits = _pick(rng, [o for o in options if o[2] == wanted] or options)
+    status = [f"{view.names[i]} {'heard' if i in sounding else 'silent'}" for i in seen]
+    text = (f"Referring: {_scene_words(view, rng, t)} {', '.join(status)}. Named is {status[seen.index(named)]}, so "
+            f"{'this' if fits else 'nothing'} {MASK}.")
+    return [dict(description=expression, idx=t, targets=[named] if fits else [], output=text)]
 
 
 ROWS = dict(ave=ave, avvp=avvp, avcap=avcap, arig=arig, s4=s4, ms3=ms3, avss=avss, ref_avs=ref_avs)

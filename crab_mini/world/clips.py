@@ -18,15 +18,20 @@ from ..audio_encoder import fbank
 from ..media import DataError
 from .annotate import View
 from .bank import class_names
-from .scene import RATE, SECONDS, sample_scene
+from .scene import RATE, SECONDS, WORLD, sample_scene
 
 
 def index_of(root: Path) -> dict:
-    """What clips.json says: categories, image size, and every clip's scene; DataError where there is none."""
+    """What clips.json says: categories, image size, and every clip's scene; DataError where there is none of today's."""
     try:
-        return json.loads((root / "clips.json").read_text())
-    except (OSError, ValueError) as error:
+        index = json.loads((root / "clips.json").read_text())
+        version = index.get("version", 1)
+    except (OSError, ValueError, AttributeError) as error:
         raise DataError(root / "clips.json", "file", f"no miniature data set: {type(error).__name__}") from None
+    if version != WORLD:
+        raise DataError(root / "clips.json", "version", f"expected {WORLD}, found {version}: made by another version of "
+                                                        "this world; delete the folder, and it can be made anew")
+    return index
 
 
 class Clips:

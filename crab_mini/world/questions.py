@@ -47,7 +47,7 @@ def existential_sound(view: View) -> list[Question]:
     """Whether a thing that is seen at a second is heard then; only in scenes where the answer could be either."""
     return _either([Question(f"is the {name} in the picture making a sound at second {t}?",
                              f"at {t} heard {view.words(view.heard(t))}. "
-                             f"the {name} is {'heard' if view.heard_at[i, t] else 'silent'}.",
+                             f"{name} {'heard' if view.heard_at[i, t] else 'silent'}.",
                              "yes" if view.heard_at[i, t] else "no")
                     for i, name in enumerate(view.names) for t in range(SECONDS) if view.visible[i, t]])
 
@@ -56,7 +56,7 @@ def existential_sight(view: View) -> list[Question]:
     """Whether a thing that is heard at a second is seen then; only in scenes where the answer could be either."""
     return _either([Question(f"is the {name} that sounds at second {t} in the picture?",
                              f"at {t} seen {view.words(view.seen(t))}. "
-                             f"the {name} is {'seen' if view.visible[i, t] else 'away'}.",
+                             f"{name} {'seen' if view.visible[i, t] else 'away'}.",
                              "yes" if view.visible[i, t] else "no")
                     for i, name in enumerate(view.names) for t in range(SECONDS) if view.heard_at[i, t]])
 
@@ -66,8 +66,8 @@ def _either(questions: list[Question]) -> list[Question]:
 
 
 def _there(view: View, i: int, t: int) -> str:
-    """Repeats a name before its place: a small LLM finds what followed a word sooner than what a question was about."""
-    return f"the {view.names[i]} is {PLACES[view.place[i, t]]}."
+    """A name and at once its place, as in the list before: what belongs to a name is looked up at that very word."""
+    return f"{view.names[i]} {PLACES[view.place[i, t]]}."
 
 
 def visual_location(view: View) -> list[Question]:

@@ -27,7 +27,7 @@ from .annotate import ROWS, View
 from .bank import class_names
 from .questions import avqa
 from .render import Procedural, render
-from .scene import MAX_SEED, RATE, SECONDS, SEED_STRIDE, TEST_SEED, sample_scene
+from .scene import MAX_SEED, RATE, SECONDS, SEED_STRIDE, TEST_SEED, WORLD, sample_scene
 
 POSE = ROWS | {"avqa": avqa}
 FRAME_TASKS = ("ms3", "avss", "ref_avs")       # their clips hold several frames: one of them for each training clip
@@ -182,4 +182,4 @@ def write(out: Path, clips: int, test_clips: int, image: int = 64, seed: int = 0
                 path.write_text(json.dumps(entries, default=_plain, indent=0))
     (plan.out / "classes.json").write_text(json.dumps(classes))
     (plan.out / "clips.json").write_text(json.dumps(
-        dict(image=image, categories=list(plan.bank.categories), clips=masters)))
+        dict(version=WORLD, image=image, categories=list(plan.bank.categories), clips=masters)))
