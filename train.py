@@ -46,7 +46,7 @@ from crab_mini.tasks import parse_tasks
 from crab_mini.tokenizer import Tokenizer
 from crab_mini.training import NonFiniteLoss, Run, fit, seed_all
 from crab_mini.world.clips import Clips, index_of
-from crab_mini.world.scene import CATEGORIES
+from crab_mini.world.scene import CATEGORIES, WORLD
 from crab_mini.world.write import write
 
 MINIATURE = Path("data/av_uie_mini")
@@ -204,7 +204,8 @@ def train(crab, tokenizer: Tokenizer, cfg: Config, options, run: Run, data: Path
     clips = functools.cache(lambda: Clips(mini, "train"))
     clip_features = functools.cache(lambda: ClipFeatures(clips(), features))
     early = dataclasses.replace(run, out=options.stages or options.out)
-    depends = {"model": cfg.model_dict(), "words": hashlib.sha256(tokenizer.model).hexdigest(), "reasoning": reasoning}
+    depends = {"world": WORLD, "words": hashlib.sha256(tokenizer.model).hexdigest(), "model": cfg.model_dict(),
+               "reasoning": reasoning}
     depends |= {"weights": keys} if keys else {}
     skipped = published.skipped(options)
     whole = sum(getattr(cfg, name).minutes for name in STAGES if name not in skipped)
