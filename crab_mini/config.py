@@ -238,13 +238,13 @@ def _small() -> Config:
     tiny = _tiny()
     return replace(
         tiny, llm=replace(tiny.llm, width=256, layers=6, hidden=688), world=replace(tiny.world, clips=6000),
-        text=replace(tiny.text, steps=1600, minutes=14.7),
+        text=replace(tiny.text, steps=2400, minutes=22.0),
         see=replace(tiny.see, steps=1400, minutes=3.1),
         hear=replace(tiny.hear, steps=2000, minutes=3.9),
         speak=replace(tiny.speak, steps=600, minutes=1.5),
         segment=replace(tiny.segment, steps=600, minutes=4.5),
         align=replace(tiny.align, steps=250, minutes=4.6),
-        instruct=replace(tiny.instruct, steps=500, minutes=14.0))
+        instruct=replace(tiny.instruct, steps=750, minutes=20.0))
 
 
 def _paper() -> Config:
