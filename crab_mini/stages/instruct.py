@@ -73,7 +73,7 @@ def check_text(row: Row, tokenizer: Tokenizer, classes: tuple[str, ...], reasoni
     if found != groups * tokenizer.masks:
         raise DataError(place, task.field, f"expected {groups} whole group(s) of mask tokens, found "
                                            f"{len(found)} mask tokens")
-    for words, number in zip(task.parse(text) or [] if numbers else [], numbers):
+    for words, number in zip(numbers and task.parse(text) or [], numbers):
         if class_meant(words, classes) not in (number, None):
             raise DataError(place, task.field, f"expected masks in the order of a_obj, {row.fields['a_obj']}: "
                                                f"'{classes[number]}' comes where the text says '{words[-40:]}'")

@@ -59,7 +59,15 @@ class View:
         """`dog bell`, or `dog top-left, bell top-right` with the places at a second; `nothing` for none."""
         if places_at is None:
             return " ".join(self.names[i] for i in things) or "nothing"
-        return ", ".join(f"{self.names[i]} {PLACES[self.place[i, places_at]]}" for i in things) or "nothing"
+        return ", ".join(self.placed(i, places_at) for i in things) or "nothing"
+
+    def placed(self, i: int, t: int) -> str:
+        """`dog top-left`: where a thing is at a second."""
+        return f"{self.names[i]} {PLACES[self.place[i, t]]}"
+
+    def status(self, i: int, t: int) -> str:
+        """`dog heard` or `dog silent`: whether a thing sounds at a second."""
+        return f"{self.names[i]} {'heard' if self.heard_at[i, t] else 'silent'}"
 
     def line(self, at) -> str:
         """`0 dog starts 1 dog bell starts 2 bell dog stops ..`: one of seen / heard / both, second by second.
@@ -169,8 +177,8 @@ def arig(view: View, rng) -> list[dict]:
         return []
     t = int(_pick(rng, options))
     i = view.both(t)[0]
-    named = f"So the sound comes from {view.names[i]} {PLACES[view.place[i, t]]}"
-    text = f"Grounding: {_scene_words(view, rng, t)} {named}, {view.box_words(i, t)}."
+    named = f"So the sound comes from {view.placed(i, t)}, {view.box_words(i, t)}."
+    text = f"Grounding: {_scene_words(view, rng, t)} {named}"
     box = [int(round(v * FRAME)) for v in view.boxes[i, t]]
     return [dict(a_obj=view.names[i], frame_idx=t, top_left=box[:2], bottom_right=box[2:], label_content=text)]
 
@@ -242,9 +250,8 @@ def ref_avs(view: View, rng) -> list[dict]:
         return []
     wanted = rng.random() >= 0.25                                   # a quarter of the expressions fit nothing
     expression, named, fits = _pick(rng, [o for o in options if o[2] == wanted] or options)
-    status = [f"{view.names[i]} {'heard' if i in sounding else 'silent'}" for i in seen]
-    text = (f"Referring: {_scene_words(view, rng, t)} {', '.join(status)}. Named is {status[seen.index(named)]}, so "
-            f"{'this' if fits else 'nothing'} {MASK}.")
+    text = (f"Referring: {_scene_words(view, rng, t)} {', '.join(view.status(i, t) for i in seen)}. "
+            f"Named is {view.status(named, t)}, so {'this' if fits else 'nothing'} {MASK}.")
     return [dict(description=expression, idx=t, targets=[named] if fits else [], output=text)]
 
 

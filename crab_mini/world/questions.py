@@ -46,8 +46,7 @@ def both_counting(view: View) -> list[Question]:
 def existential_sound(view: View) -> list[Question]:
     """Whether a thing that is seen at a second is heard then; only in scenes where the answer could be either."""
     return _either([Question(f"is the {name} in the picture making a sound at second {t}?",
-                             f"at {t} heard {view.words(view.heard(t))}. "
-                             f"{name} {'heard' if view.heard_at[i, t] else 'silent'}.",
+                             f"at {t} heard {view.words(view.heard(t))}. {view.status(i, t)}.",
                              "yes" if view.heard_at[i, t] else "no")
                     for i, name in enumerate(view.names) for t in range(SECONDS) if view.visible[i, t]])
 
@@ -65,15 +64,10 @@ def _either(questions: list[Question]) -> list[Question]:
     return questions if len({q.answer for q in questions}) == 2 else []
 
 
-def _there(view: View, i: int, t: int) -> str:
-    """A name and at once its place, as in the list before: what belongs to a name is looked up at that very word."""
-    return f"{view.names[i]} {PLACES[view.place[i, t]]}."
-
-
 def visual_location(view: View) -> list[Question]:
     """Where a named thing is at a second."""
     return [Question(f"where is the {view.names[i]} at second {t}?",
-                     f"at {t} seen {view.words(view.seen(t), t)}. {_there(view, i, t)}", PLACES[view.place[i, t]])
+                     f"at {t} seen {view.words(view.seen(t), t)}. {view.placed(i, t)}.", PLACES[view.place[i, t]])
             for t in range(SECONDS) for i in view.seen(t) if np.abs(view.path[i, t] - 0.5).min() > 0.06]
 
 
@@ -81,7 +75,7 @@ def both_location(view: View) -> list[Question]:
     """Where the only sounding thing in the picture is at a second."""
     return [Question(f"where is the object that makes the sound at second {t}?",
                      f"at {t} heard {view.words(view.heard(t))}, seen {view.words(view.seen(t), t)}, "
-                     f"both {view.words(view.both(t))}. {_there(view, i, t)}", PLACES[view.place[i, t]])
+                     f"both {view.words(view.both(t))}. {view.placed(i, t)}.", PLACES[view.place[i, t]])
             for t in range(SECONDS) for i in view.both(t)
             if len(view.both(t)) == 1 and np.abs(view.path[i, t] - 0.5).min() > 0.06]
 
