@@ -145,7 +145,7 @@ def _pooled(over: int):
 
 def score_avcap(answers: list[Answer], vocabulary: list[str]) -> list[Score]:
     """Recall and precision of mentioned events, and CIDEr. Baseline: the caption of the next clip."""
-    truth = [a.row.row["label_content"] for a in answers]
+    truth = [TASKS["avcap"].bare(a.row.row) for a in answers]
     said, references = [a.parsed for a in answers], [[t] for t in truth]
     events = [metrics.event_mentions(t, vocabulary) for t in truth]
 

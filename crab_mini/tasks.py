@@ -71,8 +71,11 @@ def parse_arig(text: str) -> tuple[int, int, int, int] | None:
 
 
 def parse_caption(text: str) -> str | None:
-    """The caption itself; an empty one cannot be scored."""
-    return text.strip() or None
+    """`<answer> caption </answer>`, or the whole text where it holds no tag, as in AV-UIE; None for an empty caption."""
+    found = re.search(r"<answer>(.*?)</answer>", text, re.S)
+    if found or "<answer>" not in text:
+        return (found[1] if found else text).strip() or None
+    return None
 
 
 def parse_masks(text: str) -> list[str] | None:
@@ -93,6 +96,10 @@ def _bare_avss(row: dict) -> str:
 def _bare_arig(row: dict) -> str:
     box = parse_arig(row["label_content"]) or [round(v) for v in box_of("arig", row)]
     return "({},{}),({},{})".format(*box)
+
+
+def _bare_caption(row: dict) -> str:
+    return parse_caption(row["label_content"]) or row["label_content"]
 
 
 _EVENT = lambda row: (f"<event> {row['event']} </event> "
@@ -120,7 +127,7 @@ TASKS = {task.name: task for task in (
     Task("avqa", 10, "label",
          lambda row: row["question"], lambda row: f"<answer> {row['answer']} </answer>", parse_avqa),
     Task("avcap", 10, "label_content",
-         lambda row: "describe what is seen and heard.", lambda row: row["label_content"], parse_caption),
+         lambda row: "describe what is seen and heard.", _bare_caption, parse_caption),
 )}
 
 

@@ -149,11 +149,16 @@ def avvp(view: View, rng) -> list[dict]:
 
 def avcap(view: View, rng) -> list[dict]:
     """A caption: what is seen and where it starts out, what is heard, and when it is first heard."""
-    seen = view.order(view.visible)
-    heard = view.order(view.heard_at)
-    look = ", ".join(f"a {view.names[i]} at the {PLACES[view.place[i, view.visible[i].argmax()]]}" for i in seen)
-    sound = ", then ".join(f"a {view.names[i]} from second {view.heard_at[i].argmax()}" for i in heard)
-    text = _pick(rng, (f"A clip with {look}. One hears {sound}.", f"Here is {look}. There sounds {sound}."))
+    seen = [(view.names[i], PLACES[view.place[i, view.visible[i].argmax()]]) for i in view.order(view.visible)]
+    heard = [(view.names[i], view.heard_at[i].argmax()) for i in view.order(view.heard_at)]
+    look = ", ".join(f"a {name} at the {place}" for name, place in seen)
+    sound = ", then ".join(f"a {name} from second {second}" for name, second in heard)
+    caption = _pick(rng, (f"A clip with {look}. One hears {sound}.", f"Here is {look}. There sounds {sound}."))
+    text = " ".join((
+        _pick(rng, ("Describing.", "Describing the clip.")),
+        _seen_lead(rng, view.line(view.seen)), f"appear {', '.join(map('{0[0]} {0[1]}'.format, seen))}.",
+        _heard_lead(rng, view.line(view.heard)), f"starts {', '.join(map('{0[0]} {0[1]}'.format, heard))}.",
+        f"<answer> {caption} </answer>"))
     return [dict(label_content=text)]
 
 
