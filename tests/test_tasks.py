@@ -20,9 +20,9 @@ def truth(task: str, view: View, row: dict):
     if task == "ave":
         return row["event"], row["start_time"], row["end_time"]
     if task == "avvp":
-        return {kind: [(view.names[i], a, b) for i in view.order(seconds) for a, b in spans(seconds[i])]
-                for kind, seconds in (("audio", view.heard_at), ("visual", view.visible))}
-    return row["answer"] if task == "avqa" else row["label_content"]
+        return {kind: [(view.names[i], a, b) for i in view.order(at) for a, b in spans(seconds[i])]
+                for kind, at, seconds in (("audio", view.heard, view.heard_at), ("visual", view.seen, view.visible))}
+    return row["answer"] if task == "avqa" else row["label_content"].split("<answer> ")[1].split(" </answer>")[0]
 
 
 @pytest.mark.parametrize("reasoning", (True, False))
@@ -63,8 +63,18 @@ def test_mask_groups_are_found_with_the_names_before_them(task, reasoning):
 def test_captions_mention_what_is_seen_and_heard():
     for view, row in rows("avcap", SCENES):
         happened = view.visible.any(1) | view.heard_at.any(1)
-        mentioned = metrics.event_mentions(TASKS["avcap"].parse(row["label_content"]), CATEGORIES)
-        assert {name for name in mentioned} == {view.names[i] for i in happened.nonzero()[0]}
+        for reasoning in (True, False):
+            caption = TASKS["avcap"].parse(TASKS["avcap"].answer(row, reasoning))
+            assert re.match("A clip|One sees", caption) and caption.endswith(".")
+            assert set(metrics.event_mentions(caption, CATEGORIES)) == {view.names[i] for i in happened.nonzero()[0]}
+
+
+@pytest.mark.parametrize("text, caption", (("a dog barks", "a dog barks"), (" <answer> a dog </answer>.", "a dog"),
+                                           ("a bell <answer> a dog", None), ("<answer> </answer>", None), (" ", None)))
+def test_a_caption_is_what_the_tags_hold_or_all_where_there_are_none(text, caption):
+    assert TASKS["avcap"].parse(text) == caption
+    if caption:
+        assert TASKS["avcap"].bare({"label_content": text}) == caption
 
 
 def test_an_annotation_without_mask_tokens_gets_one_group_at_its_end():

@@ -94,9 +94,12 @@ class View:
         """`dog 2,6 8,9`: a thing's spans in a (T,) bool row."""
         return " ".join([self.names[i]] + [f"{a},{b}" for a, b in spans(seconds)])
 
-    def order(self, rows: np.ndarray) -> list[int]:
-        """Things that occur in (n,T) bool, by first second, ties by name."""
-        return sorted(np.flatnonzero(rows.any(1)), key=lambda i: (rows[i].argmax(), self.names[i]))
+    def order(self, at) -> list[int]:
+        """Things of seen / heard as `line` names them: by first second, within one as they are seen or heard then."""
+        found: list[int] = []
+        for t in range(SECONDS):
+            found += [i for i in at(t) if i not in found]
+        return found
 
 
 def _pick(rng, options):
@@ -134,11 +137,11 @@ def ave(view: View, rng) -> list[dict]:
 
 def avvp(view: View, rng) -> list[dict]:
     """Every event heard and every event seen, with their spans."""
-    def tags(kind, rows):
+    def tags(kind, at, rows):
         return " ".join(
             f"<{kind}_event> {view.names[i]}," + ",".join(f"({a} {b})" for a, b in spans(rows[i])) + f" </{kind}_event>"
-            for i in view.order(rows)) or f"no {kind} event"
-    heard, seen = tags("audio", view.heard_at), tags("visual", view.visible)
+            for i in view.order(at)) or f"no {kind} event"
+    heard, seen = tags("audio", view.heard, view.heard_at), tags("visual", view.seen, view.visible)
     text = " ".join((
         _pick(rng, ("Parsing.", "Parsing the clip.")),
         _heard_lead(rng, view.line(view.heard)), f"Audio: {heard}.",
@@ -148,17 +151,15 @@ def avvp(view: View, rng) -> list[dict]:
 
 
 def avcap(view: View, rng) -> list[dict]:
-    """A caption: what is seen and where it starts out, what is heard, and when it is first heard."""
-    seen = [(view.names[i], PLACES[view.place[i, view.visible[i].argmax()]]) for i in view.order(view.visible)]
-    heard = [(view.names[i], view.heard_at[i].argmax()) for i in view.order(view.heard_at)]
-    look = ", ".join(f"a {name} at the {place}" for name, place in seen)
-    sound = ", then ".join(f"a {name} from second {second}" for name, second in heard)
-    caption = _pick(rng, (f"A clip with {look}. One hears {sound}.", f"Here is {look}. There sounds {sound}."))
+    """A caption: what is seen and where it starts out, what is heard, and from which second."""
+    where = {i: PLACES[view.place[i, view.visible[i].argmax()]] for i in view.order(view.seen)}
+    look = ", ".join(f"{view.names[i]} {place}" for i, place in where.items())
+    sound = ", ".join(f"{view.names[i]} {view.heard_at[i].argmax()}" for i in view.order(view.heard))
+    caption = _pick(rng, (f"A clip with {look}. Sounds start: {sound}.",
+                          f"One sees {look}. One hears from second: {sound}."))
     text = " ".join((
-        _pick(rng, ("Describing.", "Describing the clip.")),
-        _seen_lead(rng, view.line(view.seen)), f"appear {', '.join(map('{0[0]} {0[1]}'.format, seen))}.",
-        _heard_lead(rng, view.line(view.heard)), f"starts {', '.join(map('{0[0]} {0[1]}'.format, heard))}.",
-        f"<answer> {caption} </answer>"))
+        _pick(rng, ("Describing.", "Describing the clip.")), _seen_lead(rng, view.line(view.seen)),
+        _heard_lead(rng, view.line(view.heard)), f"<answer> {caption} </answer>"))
     return [dict(label_content=text)]
 
 

@@ -20,20 +20,20 @@ class Question:
     answer: str
 
 
-def _count(view: View, rows: np.ndarray, what: str, line: str) -> list[Question]:
-    things = view.order(rows)
+def _count(view: View, at, what: str) -> list[Question]:
+    things = view.order(at)
     return [Question(f"how many different objects are {what}?",
-                     f"{line}. They are {view.words(things)}.", str(len(things)))]
+                     f"{what}: {view.line(at)}. They are {view.words(things)}.", str(len(things)))]
 
 
 def audio_counting(view: View) -> list[Question]:
     """How many different things are heard in the clip."""
-    return _count(view, view.heard_at, "heard", f"heard: {view.line(view.heard)}")
+    return _count(view, view.heard, "heard")
 
 
 def visual_counting(view: View) -> list[Question]:
     """How many different things are seen in the clip."""
-    return _count(view, view.visible, "seen", f"seen: {view.line(view.seen)}")
+    return _count(view, view.seen, "seen")
 
 
 def both_counting(view: View) -> list[Question]:
@@ -109,7 +109,7 @@ def duration(view: View) -> list[Question]:
 
 def temporal(view: View) -> list[Question]:
     """Which thing is heard first, or last to begin."""
-    heard = view.order(view.heard_at)
+    heard = view.order(view.heard)
     start = view.heard_at.argmax(1)
     line = f"heard: {view.line(view.heard)}. starts {', '.join(f'{view.names[i]} {start[i]}' for i in heard)}."
     out = []
