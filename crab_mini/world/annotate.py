@@ -152,8 +152,7 @@ def avvp(view: View, rng) -> list[dict]:
 
 def avcap(view: View, rng) -> list[dict]:
     """A caption: what is seen and where it starts out, what is heard, and from which second."""
-    where = {i: PLACES[view.place[i, view.visible[i].argmax()]] for i in view.order(view.seen)}
-    look = ", ".join(f"{view.names[i]} {place}" for i, place in where.items())
+    look = ", ".join(view.placed(i, view.visible[i].argmax()) for i in view.order(view.seen))
     sound = ", ".join(f"{view.names[i]} {view.heard_at[i].argmax()}" for i in view.order(view.heard))
     caption = _pick(rng, (f"A clip with {look}. Sounds start: {sound}.",
                           f"One sees {look}. One hears from second: {sound}."))
