@@ -209,7 +209,7 @@ def override(cfg: Config, name: str, text: str) -> Config:
 def _tiny() -> Config:
     """Half an hour on two cores."""
     return Config(
-        text=StageConfig(steps=1800, batch=32, lr=2e-3, muon_lr=0.005, minutes=7.5),
+        text=StageConfig(steps=1600, batch=32, lr=2e-3, muon_lr=0.005, minutes=7.0),
         see=StageConfig(steps=900, batch=64, minutes=2.0),
         hear=StageConfig(steps=1200, batch=64, minutes=2.4),
         speak=StageConfig(steps=450, batch=256, lr=2e-3, minutes=1.5),
