@@ -71,6 +71,12 @@ def test_a_run_leaves_a_model_and_its_scores(nano):
     assert all(torch.equal(ours[name.removeprefix("crab.")], value) for name, value in last.items())
 
 
+def test_stages_of_another_version_of_the_world_are_refused(nano, monkeypatch, capsys):
+    monkeypatch.setattr(train, "WORLD", train.WORLD + 1)
+    assert train.main([*NANO, "--stages", str(nano), "--out", "newer"]) == 2
+    assert "text.pt: was made with another configuration (world: " in capsys.readouterr().err
+
+
 def test_twenty_steps_are_ten_a_stop_and_ten(nano, monkeypatch, capsys):
     monkeypatch.setattr(train, "evaluate", lambda *_: {})
     short = [*NANO, "--stages", str(nano), "--instruct.steps", "20", "--instruct.batch", "4"]
