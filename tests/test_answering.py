@@ -126,9 +126,9 @@ def test_sibling_frames_are_no_other_clip(made):
 def test_an_answer_may_be_as_long_as_those_of_the_data_set(made):
     _, words, rows = made
     own = [rows.rows[k] for k in rows.by_task["avcap"]]
-    long = replace(own[0], row=own[0].row | dict(label_content="dog " * 300))
+    long = replace(own[0], row=own[0].row | dict(label_content="dog " * 900))
     assert limit_of(rows, own, words) >= answering.LIMIT
-    assert limit_of(rows, [*own, long], words) == int(1.25 * len(words.encode("dog " * 300))) > answering.LIMIT
+    assert limit_of(rows, [*own, long], words) == int(1.25 * len(words.encode("dog " * 900))) > answering.LIMIT
     told = Told(rows)
     answer(told, words, rows, "avcap", CPU, limit=7)
     assert {limit for *_, limit in told.batches} == {7}

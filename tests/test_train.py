@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import train
-from crab_mini import bundle, metrics
+from crab_mini import bundle
 from crab_mini.answering import answer
 from crab_mini.batch import collate
 from crab_mini.checkpoint import load
@@ -26,6 +26,7 @@ from crab_mini.stages.instruct import Rows
 from crab_mini.stages.interfaces import WholeStage
 from crab_mini.tasks import TASKS
 from crab_mini.training import Run, fit
+from crab_mini.world.annotate import STEP
 
 HOME = Path(train.__file__).parent
 NANO = ["--preset", "nano", "--precision", "fp32", "--kernel", "torch", "--lora.rank", "16", "--lora.alpha", "32",
@@ -157,4 +158,5 @@ def test_an_overfit_batch_is_answered_perfectly(nano, here):
         if task == "avss":
             assert ((class_map(said) > 0) == said.row.masks.any(0)).float().mean() > 0.97
         if task == "arig":
-            assert metrics.box_iou([said.parsed], [said.row.box])[0] > 0.9
+            # The words are the world's box to the nearest step; the row's own corners are whole pixels.
+            assert np.abs(np.subtract(said.parsed, said.row.box)).max() <= STEP / 2 + 1

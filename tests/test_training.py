@@ -173,8 +173,12 @@ def test_a_second_ctrl_c_stops_at_once(tmp_path):
 
     module = Toy()
     module.hidden.register_forward_hook(twice)
-    with pytest.raises(KeyboardInterrupt) as found:
-        run_toy(tmp_path, module=module)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)      # in a shell's background it is ignored
+    try:
+        with pytest.raises(KeyboardInterrupt) as found:
+            run_toy(tmp_path, module=module)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert not isinstance(found.value, Interrupted) and not (tmp_path / "toy.pt").exists()
 
 

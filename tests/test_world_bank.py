@@ -155,7 +155,7 @@ def test_class_numbers_are_avsbenchs_where_it_has_the_class():
 
 def test_the_command_writes_a_set_with_all_tasks(folder, tmp_path, capsys):
     out = tmp_path / "data"
-    arguments = ["--bank", str(folder), "--out", str(out), "--clips", "12", "--test-clips", "4", "--holdout-variants"]
+    arguments = ["--bank", str(folder), "--out", str(out), "--clips", "12", "--test-clips", "8", "--holdout-variants"]
     assert main(arguments) == 0
     assert "5 classes: cat, dog, grand-piano" in capsys.readouterr().out
     index = json.loads((out / "clips.json").read_text())
