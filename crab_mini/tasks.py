@@ -71,11 +71,14 @@ def parse_arig(text: str) -> tuple[int, int, int, int] | None:
 
 
 def parse_caption(text: str) -> str | None:
-    """`<answer> caption </answer>`, or the whole text where it holds no tag, as in AV-UIE; None for an empty caption."""
+    """`<answer> caption </answer>`, or the whole text where it holds no tag, as in AV-UIE.
+
+    None for an empty caption, and where the tag is never closed.
+    """
+    if "<answer>" not in text:
+        return text.strip() or None
     found = re.search(r"<answer>(.*?)</answer>", text, re.S)
-    if found or "<answer>" not in text:
-        return (found[1] if found else text).strip() or None
-    return None
+    return found[1].strip() or None if found else None
 
 
 def parse_masks(text: str) -> list[str] | None:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import small_av_uie as small
 import soundfile
 import torch
 from PIL import Image
@@ -18,6 +17,8 @@ from crab_mini.annotations import TASKS, VIDEO_TASKS, events, scale_box
 from crab_mini.av_uie import decode, read_annotations
 from crab_mini.av_uie_cli import check, main
 from crab_mini.media import DataError
+
+from . import small_av_uie as small
 
 
 @pytest.fixture(scope="module")

@@ -12,12 +12,13 @@ import signal
 from pathlib import Path
 
 import pytest
-import small_av_uie as small
 
 from crab_mini.annotations import FIELDS, TASKS
 from crab_mini.av_uie import decode, read_annotations
 from crab_mini.av_uie_cli import check
 from crab_mini.media import DataError
+
+from . import small_av_uie as small
 
 VALUES = (None, True, -1, 11, 10 ** 30, 0.5, "", "   ", "\ud800", [], [[]], {}, {"a": 1}, "/etc/passwd", "../../x",
           "a\nb\0c", "x" * 3000, float("nan"))

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import small_av_uie as small
 import torch
 from PIL import Image
 
@@ -12,6 +11,8 @@ from crab_mini import draw
 from crab_mini.annotations import TASKS
 from crab_mini.av_uie import decode, read_annotations
 from crab_mini.av_uie_cli import main
+
+from . import small_av_uie as small
 
 
 @pytest.fixture(scope="module")

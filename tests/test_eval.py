@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import small_av_uie as small
 import soundfile
 import torch
 from PIL import Image
@@ -20,6 +19,8 @@ from crab_mini.own_files import Request, sample_of
 from crab_mini.tasks import MASK_GROUP, TASKS
 from crab_mini.tokenizer import Tokenizer
 from crab_mini.world.write import write
+
+from . import small_av_uie as small
 
 QUICK = ["--precision", "fp32", "--kernel", "torch"]
 SIZE = 64

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import small_av_uie as small
 import soundfile
 import torch
 
@@ -13,6 +12,8 @@ from crab_mini.audio_encoder import fbank
 from crab_mini.av_uie import decode, read_annotations
 from crab_mini.feature_cache import FeatureCache, weights_key
 from crab_mini.media import DataError
+
+from . import small_av_uie as small
 
 
 class Encoders:

@@ -6,12 +6,13 @@ import shutil
 import pytest
 import torch
 from torch import nn
-from test_fused_lora import SHAPES, compare, inputs
 
 from crab_mini.config import LoRAConfig
 from crab_mini.fused_lora import build, fused_lora
 from crab_mini.fused_lora.reference import fused
 from crab_mini.lora import InteractionLoRALinear
+
+from .test_fused_lora import SHAPES, compare, inputs
 
 pytestmark = pytest.mark.slow
 

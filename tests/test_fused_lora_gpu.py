@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from test_fused_lora import SHAPES, compare, inputs
 
 from crab_mini.fused_lora import build, fused_lora
 from crab_mini.fused_lora.reference import fused
+
+from .test_fused_lora import SHAPES, compare, inputs
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 # Beyond the CPU's: the tiles of 16, 32 and 64 sums a row; rows over several splits; the paper's width.

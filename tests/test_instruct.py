@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import pytest
-import small_av_uie as small
 import torch
 
 import train
@@ -22,6 +21,8 @@ from crab_mini.tasks import MASK_GROUP, TASKS
 from crab_mini.tokenizer import Tokenizer
 from crab_mini.world.scene import WORLD
 from crab_mini.world.write import write
+
+from . import small_av_uie as small
 
 NANO = ["--preset", "nano", "--precision", "fp32", "--kernel", "torch", "--world.clips", "9", "--world.test_clips", "12",
         "--world.rows_per_task", "1", *(f"--{name}.batch=4" for name in STAGES)]

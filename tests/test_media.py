@@ -6,7 +6,6 @@ import sys
 
 import numpy as np
 import pytest
-import small_av_uie as small
 import soundfile
 import torch
 from PIL import Image
@@ -14,6 +13,8 @@ from PIL import Image
 from crab_mini import media, video
 from crab_mini.media import DataError, read_audio, read_classes, read_image, read_mask
 from crab_mini.resample import resample
+
+from . import small_av_uie as small
 
 
 def decibel(wave: torch.Tensor) -> float:

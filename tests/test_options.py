@@ -11,13 +11,14 @@ import typing
 from pathlib import Path
 
 import pytest
-import small_av_uie
 import torch
 
 import train
 from crab_mini import checkpoint, options
 from crab_mini.config import Config, ConfigError, override, preset
 from crab_mini.options import STAGES, arguments, check, fields, parser
+
+from . import small_av_uie
 
 QUICK = ["--preset", "nano", "--precision", "fp32", "--kernel", "torch", "--max-steps", "2", "--world.clips", "9",
          "--world.test_clips", "12", "--world.rows_per_task", "1", *(f"--{name}.batch=4" for name in STAGES)]

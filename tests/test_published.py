@@ -4,7 +4,6 @@ import re
 from pathlib import Path
 
 import pytest
-import small_weights as small
 import torch
 
 import train
@@ -14,6 +13,8 @@ from crab_mini.lora import InteractionLoRALinear
 from crab_mini.model import CLIP_MEAN, SpecialIds
 from crab_mini.options import STAGES, arguments
 from crab_mini.tokenizer import MASKS, Tokenizer
+
+from . import small_weights as small
 
 QUICK = ["--preset", "nano", "--precision", "fp32", "--max-steps", "2", "--world.clips", "9", "--world.test_clips", "12",
          "--world.rows_per_task", "1", *(f"--{name}.batch=4" for name in STAGES)]

@@ -1,11 +1,12 @@
 """The script: each second's slots hold exactly what the scene says, and a box can be read back from its words."""
 
 import numpy as np
-from scenes import views
 
 from crab_mini.world.annotate import FRAME, STEP
 from crab_mini.world.scene import CATEGORIES, SECONDS
 from crab_mini.world.script import CELLS, SIDES, VOICES, audio_words, script, visual_words
+
+from .scenes import views
 
 SCENES = 40
 NAMES = list(CATEGORIES)

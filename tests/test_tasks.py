@@ -4,13 +4,14 @@ import random
 import re
 
 import pytest
-from scenes import rows
 
 from crab_mini import metrics
 from crab_mini.annotations import events
 from crab_mini.tasks import MASK_GROUP, TASKS, parse_tasks, question_type
 from crab_mini.world.annotate import STEP, View, spans
 from crab_mini.world.scene import CATEGORIES
+
+from .scenes import rows
 
 SCENES = 60
 

@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-import small_av_uie as small
+
+from . import small_av_uie as small
 
 HOME = Path(__file__).parent.parent
 BLOCK = re.search(r"^```python\n(.*?)^```$", (HOME / "data/README.md").read_text(), re.M | re.S)[1]

@@ -5,10 +5,11 @@ import re
 
 import pytest
 import sentencepiece
-from scenes import rows
 
 from crab_mini.tasks import MASK_GROUP, TASKS
 from crab_mini.tokenizer import AUDIO, MASKS, TAGS, VISUAL, Tokenizer
+
+from .scenes import rows
 
 SCENES = 60
 TEXTS = [text for task in TASKS for _, row in rows(task, SCENES)

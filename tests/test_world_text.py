@@ -9,10 +9,11 @@ from collections import Counter, defaultdict
 
 import numpy as np
 import pytest
-from scenes import rows, views
 
 from crab_mini.world.annotate import PLACES
 from crab_mini.world.scene import CATEGORIES, SECONDS
+
+from .scenes import rows, views
 
 SCENES = 1500
 SEGMENTED = {"s4": "frame_idx", "ms3": "frame_idx", "avss": "frame_idx", "ref_avs": "idx"}
