@@ -20,21 +20,21 @@ from pathlib import Path
 import torch
 
 from crab_mini import bundle
-from crab_mini.answering import LIMIT, SHUFFLES, answer, partners
-from crab_mini.av_uie import decode, read_annotations, tasks_in
-from crab_mini.checkpoint import CheckpointError, one_line, write_whole
-from crab_mini.classes import event_names
+from crab_mini.av_uie.class_lists import event_names
+from crab_mini.av_uie.rows import decode, read_annotations, tasks_in
 from crab_mini.config import ConfigError
-from crab_mini.features import Features
-from crab_mini.media import DataError
-from crab_mini.measuring import Answer
+from crab_mini.errors import CheckpointError, DataError
+from crab_mini.evaluation.generate import LIMIT, SHUFFLES, answer, partners
+from crab_mini.evaluation.own_files import Request, pose, sample_of
+from crab_mini.evaluation.pictures import masks_of, picture_of, save
+from crab_mini.evaluation.score import Answer
+from crab_mini.evaluation.scoring import score
+from crab_mini.evaluation.tables import as_json, comparison, lines, table
+from crab_mini.features.encoders import Features
+from crab_mini.features.rows import Rows
+from crab_mini.files import one_line, write_whole
 from crab_mini.options import Parser
-from crab_mini.own_files import Request, pose, sample_of
-from crab_mini.scoring import score
-from crab_mini.showing import masks_of, picture_of, save
-from crab_mini.stages.instruct import Rows
-from crab_mini.tables import as_json, comparison, lines, table
-from crab_mini.tasks import TASKS
+from crab_mini.tasks.base import TASKS
 from train import LISTED, settle
 
 OWN = ("audio", "frames", "question", "expression", "second")                           # options for files of one's own

@@ -25,26 +25,34 @@ from pathlib import Path
 
 import torch
 
-from crab_mini import bundle, published
-from crab_mini.answering import answer
-from crab_mini.av_uie import tasks_in
-from crab_mini.checkpoint import CheckpointError, write_whole
-from crab_mini.classes import classes_of, event_names
+from crab_mini import bundle
+from crab_mini.av_uie.class_lists import classes_of, event_names
+from crab_mini.av_uie.rows import tasks_in
 from crab_mini.config import Config, ConfigError, override
-from crab_mini.features import Features
-from crab_mini.media import DataError
+from crab_mini.errors import CheckpointError, DataError, NonFiniteLoss
+from crab_mini.evaluation.generate import answer
+from crab_mini.evaluation.scoring import score
+from crab_mini.evaluation.tables import as_json, table
+from crab_mini.features.encoders import Features
+from crab_mini.features.rows import Rows, usable
+from crab_mini.files import write_whole
 from crab_mini.options import STAGES, arguments, check
-from crab_mini.parallel import Processes, connect, disconnect
-from crab_mini.scoring import score
+from crab_mini.pretrained import options as published
 from crab_mini.stages.encoders import HearStage, Pictures, SeeStage, Sounds
-from crab_mini.stages.instruct import Rows, usable
-from crab_mini.stages.interfaces import ClipFeatures, ClipRows, SegmentStage, SpeakStage, WholeStage, Words
+from crab_mini.stages.interfaces import (
+    ClipFeatures,
+    ClipRows,
+    SegmentStage,
+    SpeakStage,
+    WholeStage,
+    Words,
+)
 from crab_mini.stages.rows import MASK_WEIGHTS, Stream
 from crab_mini.stages.text import Script, ScriptRows, TextStage, world_text
-from crab_mini.tables import as_json, table
-from crab_mini.tasks import parse_tasks
+from crab_mini.tasks.base import parse_tasks
 from crab_mini.tokenizer import Tokenizer
-from crab_mini.training import NonFiniteLoss, Run, fit, seed_all
+from crab_mini.training.distributed import Processes, connect, disconnect
+from crab_mini.training.loop import Run, fit, seed_all
 from crab_mini.world.clips import Clips, index_of
 from crab_mini.world.scene import CATEGORIES, WORLD
 from crab_mini.world.write import write

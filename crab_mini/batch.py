@@ -12,7 +12,6 @@ from torch import Tensor
 
 from .tokenizer import Tokenizer
 
-
 LENGTH_STEP = 16            # lengths are rounded up: for each new shape the CPU's matrix library compiles new code
 
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from . import checkpoint
 from .config import Config, from_dict
-from .model import Crab, SpecialIds
+from .model.crab import Crab, SpecialIds
 from .tokenizer import Tokenizer
+from .training import checkpoint
 
 KIND = "crab"
 

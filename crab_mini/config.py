@@ -7,7 +7,9 @@ properties. An override is checked for name and type at the border, with the nea
 import dataclasses
 import difflib
 import typing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+
+MEL_BINS = 128              # of a log-mel frame, the published BEATs' number
 
 
 class ConfigError(ValueError):

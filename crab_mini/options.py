@@ -11,7 +11,7 @@ import textwrap
 from pathlib import Path
 
 from .config import Config, ConfigError, override, preset
-from .tasks import TASKS
+from .tasks.base import TASKS
 from .tokenizer import MASKS
 from .world.scene import MAX_SEED
 from .world.script import CELLS, VOICES

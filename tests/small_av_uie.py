@@ -8,7 +8,7 @@ import numpy as np
 import soundfile
 from PIL import Image
 
-from crab_mini.media import encode_classes
+from crab_mini.av_uie.media import encode_classes
 
 SIDE = 24                       # frames are SIDE x SIDE
 GREEN, RED = 7, 22              # AVSBench classes bird and emergency-car

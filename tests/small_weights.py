@@ -7,12 +7,17 @@ from pathlib import Path
 import sentencepiece as spm
 import torch
 
-from crab_mini import official
-from crab_mini.audio_encoder import BEATs
 from crab_mini.config import AudioConfig, LLMConfig, VisionConfig
-from crab_mini.llm import LLM
-from crab_mini.official import BEATS_NAMES, CLIP_NAMES, LLAMA_NAMES, published_name
-from crab_mini.vision_encoder import ViT
+from crab_mini.model.audio_encoder import BEATs
+from crab_mini.model.llm import LLM
+from crab_mini.model.vision_encoder import ViT
+from crab_mini.pretrained import weights as official
+from crab_mini.pretrained.weights import (
+    BEATS_NAMES,
+    CLIP_NAMES,
+    LLAMA_NAMES,
+    published_name,
+)
 
 VISION = VisionConfig(32, 8, 32, 3, 2, 64, mask_layers=(0, 1), llm_layer=2)     # layers as official.clip_vit picks
 AUDIO = AudioConfig(16, 16, 32, 2, 2, 64, 6, 2, 12, 20)

@@ -6,14 +6,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from crab_mini import answering
-from crab_mini.answering import answer, limit_of, partners
 from crab_mini.bundle import build
 from crab_mini.config import override, preset
-from crab_mini.features import Features
-from crab_mini.model import Answers
-from crab_mini.stages.instruct import Rows
-from crab_mini.tasks import TASKS
+from crab_mini.evaluation import generate as answering
+from crab_mini.evaluation.generate import answer, limit_of, partners
+from crab_mini.features.encoders import Features
+from crab_mini.features.rows import Rows
+from crab_mini.model.crab import Answers
+from crab_mini.tasks.base import TASKS
 from crab_mini.tokenizer import Tokenizer
 from crab_mini.world.write import write
 

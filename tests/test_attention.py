@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from crab_mini.attention import attend
+from crab_mini.model.attention import attend
 
 
 def formula(q, k, v, look):

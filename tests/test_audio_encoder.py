@@ -7,9 +7,15 @@ import numpy as np
 import pytest
 import torch
 
-from crab_mini.acoustic_tokenizer import MASKED, AcousticTokenizer, draw_hidden, masked_prediction_loss
-from crab_mini.audio_encoder import BEATs, distance_buckets, fbank, fold_mask, mel_banks
+from crab_mini.av_uie.log_mel import fbank, mel_banks
 from crab_mini.config import AudioConfig
+from crab_mini.model.audio_encoder import BEATs, distance_buckets, fold_mask
+from crab_mini.stages.acoustic_labels import (
+    MASKED,
+    AcousticTokenizer,
+    draw_hidden,
+    masked_prediction_loss,
+)
 
 CONFIG = AudioConfig(embed=10, width=24, layers=2, heads=4, hidden=30, conv_pos=6, conv_pos_groups=4, buckets=12,
                      max_distance=20)

@@ -12,11 +12,11 @@ import soundfile
 import torch
 from PIL import Image
 
-from crab_mini import av_uie
-from crab_mini.annotations import TASKS, VIDEO_TASKS, events, scale_box
-from crab_mini.av_uie import decode, read_annotations
-from crab_mini.av_uie_cli import check, main
-from crab_mini.media import DataError
+from crab_mini.av_uie import rows as av_uie
+from crab_mini.av_uie.__main__ import check, main
+from crab_mini.av_uie.rows import decode, read_annotations
+from crab_mini.av_uie.schema import TASKS, VIDEO_TASKS, events, scale_box
+from crab_mini.errors import DataError
 
 from . import small_av_uie as small
 

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from crab_mini.annotations import FIELDS, TASKS
-from crab_mini.av_uie import decode, read_annotations
-from crab_mini.av_uie_cli import check
-from crab_mini.media import DataError
+from crab_mini.av_uie.__main__ import check
+from crab_mini.av_uie.rows import decode, read_annotations
+from crab_mini.av_uie.schema import FIELDS, TASKS
+from crab_mini.errors import DataError
 
 from . import small_av_uie as small
 

@@ -9,7 +9,9 @@ import signal
 import pytest
 import torch
 
-from crab_mini.checkpoint import CheckpointError, differences, fingerprint, load, plain, save, write_whole
+from crab_mini.errors import CheckpointError
+from crab_mini.files import write_whole
+from crab_mini.training.checkpoint import differences, fingerprint, load, plain, save
 
 CONFIG = {"llm": {"width": 192, "rope": (1, 2)}, "seed": 0}
 
@@ -43,7 +45,7 @@ def test_another_configuration_is_named_field_by_field(path):
 def test_another_kind_version_or_program_is_refused(path, monkeypatch):
     with pytest.raises(CheckpointError, match="of kind see, found text"):
         load(path, "see")
-    monkeypatch.setattr("crab_mini.checkpoint.VERSION", 2)
+    monkeypatch.setattr("crab_mini.training.checkpoint.VERSION", 2)
     refused(path, "of version 2, found 1")
     torch.save({"w": torch.ones(1)}, path)
     refused(path, "no checkpoint of crab_mini")

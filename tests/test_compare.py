@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from crab_mini.compare import main
+from crab_mini.evaluation.compare import main
 
 
 def run(folder, **values):

@@ -9,7 +9,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from crab_mini import config
 from crab_mini.config import Config, ConfigError, from_dict, override, preset
-from crab_mini.model import Crab, SpecialIds
+from crab_mini.model.crab import Crab, SpecialIds
 
 PRESETS = sorted(config._PRESETS)
 FIELDS = [f"{section.name}.{field.name}" for section in dataclasses.fields(Config)

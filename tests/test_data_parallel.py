@@ -11,11 +11,12 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
 
-from crab_mini.checkpoint import load
 from crab_mini.config import StageConfig
-from crab_mini.parallel import Processes, connect, disconnect
-from crab_mini.progress import read_curve
-from crab_mini.training import Interrupted, NonFiniteLoss, Run, fit, seed_all
+from crab_mini.errors import Interrupted, NonFiniteLoss
+from crab_mini.training.checkpoint import load
+from crab_mini.training.distributed import Processes, connect, disconnect
+from crab_mini.training.loop import Run, fit, seed_all
+from crab_mini.training.progress import read_curve
 
 CFG = StageConfig(steps=6, lr=1e-2, muon_lr=0.0, warmup=1)      # AdamW: Muon's bfloat16 would blur the comparison
 

@@ -19,8 +19,8 @@ from pathlib import Path
 
 import pytest
 
+from crab_mini.av_uie.integrity import FORMATS
 from crab_mini.config import Config, override
-from crab_mini.intact import FORMATS
 from crab_mini.tokenizer import TAGS
 from crab_mini.world.write import write
 

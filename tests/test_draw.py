@@ -7,10 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
-from crab_mini import draw
-from crab_mini.annotations import TASKS
-from crab_mini.av_uie import decode, read_annotations
-from crab_mini.av_uie_cli import main
+from crab_mini.av_uie import draw
+from crab_mini.av_uie.__main__ import main
+from crab_mini.av_uie.rows import decode, read_annotations
+from crab_mini.av_uie.schema import TASKS
 
 from . import small_av_uie as small
 

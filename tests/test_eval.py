@@ -11,12 +11,13 @@ import torch
 from PIL import Image
 
 import eval as program
-from crab_mini import answering, bundle
-from crab_mini.av_uie import read_annotations
+from crab_mini import bundle
+from crab_mini.av_uie.rows import read_annotations
 from crab_mini.config import override, preset
-from crab_mini.model import Answers, Crab
-from crab_mini.own_files import Request, sample_of
-from crab_mini.tasks import MASK_GROUP, TASKS
+from crab_mini.evaluation import generate as answering
+from crab_mini.evaluation.own_files import Request, sample_of
+from crab_mini.model.crab import Answers, Crab
+from crab_mini.tasks.base import MASK_GROUP, TASKS
 from crab_mini.tokenizer import Tokenizer
 from crab_mini.world.write import write
 

@@ -8,10 +8,10 @@ import pytest
 import soundfile
 import torch
 
-from crab_mini.audio_encoder import fbank
-from crab_mini.av_uie import decode, read_annotations
-from crab_mini.feature_cache import FeatureCache, weights_key
-from crab_mini.media import DataError
+from crab_mini.av_uie.log_mel import fbank
+from crab_mini.av_uie.rows import decode, read_annotations
+from crab_mini.errors import DataError
+from crab_mini.features.cache import FeatureCache, weights_key
 
 from . import small_av_uie as small
 

@@ -10,7 +10,7 @@ from torch import nn
 from crab_mini.config import LoRAConfig
 from crab_mini.fused_lora import build, fused_lora
 from crab_mini.fused_lora.reference import fused
-from crab_mini.lora import InteractionLoRALinear
+from crab_mini.model.lora import InteractionLoRALinear
 
 from .test_fused_lora import SHAPES, compare, inputs
 

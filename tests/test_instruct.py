@@ -7,17 +7,18 @@ import pytest
 import torch
 
 import train
-from crab_mini import feature_cache
-from crab_mini.av_uie import read_annotations
+from crab_mini.av_uie.class_lists import classes_of, event_names
+from crab_mini.av_uie.rows import read_annotations
 from crab_mini.batch import collate
 from crab_mini.bundle import build
-from crab_mini.classes import class_meant, class_number, classes_of, event_names
 from crab_mini.config import override, preset
-from crab_mini.features import Features
-from crab_mini.media import AVSBENCH_CLASSES, DataError
+from crab_mini.errors import DataError
+from crab_mini.features import cache as feature_cache
+from crab_mini.features.encoders import Features
+from crab_mini.features.rows import Rows, annotations, check_text, usable
 from crab_mini.options import STAGES
-from crab_mini.stages.instruct import Rows, annotations, check_text, usable
-from crab_mini.tasks import MASK_GROUP, TASKS
+from crab_mini.tasks.base import MASK_GROUP, TASKS
+from crab_mini.tasks.class_names import AVSBENCH_CLASSES, class_meant, class_number
 from crab_mini.tokenizer import Tokenizer
 from crab_mini.world.scene import WORLD
 from crab_mini.world.write import write

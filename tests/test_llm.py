@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from crab_mini.config import LLMConfig
-from crab_mini.llm import LLM, KVCache, RMSNorm, rotary_table, rotate
+from crab_mini.model.llm import LLM, KVCache, RMSNorm, rotary_table, rotate
 
 CONFIG = LLMConfig(vocab=37, width=24, layers=3, heads=4, kv_heads=4, hidden=40)
 SHAPES = [CONFIG, replace(CONFIG, kv_heads=2), replace(CONFIG, width=30, heads=5, kv_heads=1, hidden=17, layers=1)]

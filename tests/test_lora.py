@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from crab_mini.config import LoRAConfig
-from crab_mini.lora import InteractionLoRALinear, attach, lora_parameters, merge
+from crab_mini.model.lora import InteractionLoRALinear, attach, lora_parameters, merge
 
 
 def random_layer(inside, out, cfg, bias=True, dtype=torch.float32):

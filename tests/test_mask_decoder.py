@@ -9,9 +9,18 @@ import torch
 import torch.nn.functional as F
 
 from crab_mini.config import MaskConfig
-from crab_mini.mask_decoder import (LayerNorm2d, MaskDecoder, PositionCode, SegmentationHead, bce_loss, dice_loss,
-                                    official_bce_loss, official_class_loss, official_dice_loss)
-from crab_mini.prompt_encoder import PromptedDecoder, PromptEncoder
+from crab_mini.model.mask_decoder import (
+    LayerNorm2d,
+    MaskDecoder,
+    PositionCode,
+    SegmentationHead,
+    bce_loss,
+    dice_loss,
+    official_bce_loss,
+    official_class_loss,
+    official_dice_loss,
+)
+from crab_mini.pretrained.sam_prompts import PromptedDecoder, PromptEncoder
 
 GOLDEN = Path(__file__).parent / "golden"
 

@@ -10,9 +10,10 @@ import soundfile
 import torch
 from PIL import Image
 
-from crab_mini import media, video
-from crab_mini.media import DataError, read_audio, read_classes, read_image, read_mask
-from crab_mini.resample import resample
+from crab_mini.av_uie import media, video
+from crab_mini.av_uie.media import read_audio, read_classes, read_image, read_mask
+from crab_mini.av_uie.resample import resample
+from crab_mini.errors import DataError
 
 from . import small_av_uie as small
 

@@ -114,7 +114,7 @@ def tables_to_events(table):
     """(C,T) -> [(name, start, end)], a run cut in two to show that adjoining spans are one event."""
     events = []
     for name, row in enumerate(table):
-        for start, end in m._runs(row.astype(bool)):
+        for start, end in m.runs(row.astype(bool)):
             middle = (start + end) // 2
             events += [(str(name), a, b) for a, b in ((start, middle), (middle, end)) if a < b]
     return events

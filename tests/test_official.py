@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from crab_mini import official
-from crab_mini.audio_encoder import BEATs, distance_buckets, fbank, fold_mask, mel_banks
+from crab_mini.av_uie.log_mel import fbank, mel_banks
 from crab_mini.config import AudioConfig, LLMConfig, VisionConfig, preset
-from crab_mini.llm import LLM, rotary_table
-from crab_mini.vision_encoder import ViT
+from crab_mini.model.audio_encoder import BEATs, distance_buckets, fold_mask
+from crab_mini.model.llm import LLM, rotary_table
+from crab_mini.model.vision_encoder import ViT
+from crab_mini.pretrained import weights as official
 
 GOLDEN = Path(__file__).parent / "golden"
 NAMES = ("beats", "clip_vit", "llama")

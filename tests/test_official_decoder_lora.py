@@ -8,10 +8,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from crab_mini import official
 from crab_mini.config import LoRAConfig, MaskConfig
-from crab_mini.lora import InteractionLoRALinear
-from crab_mini.mask_decoder import MaskDecoder, SegmentationHead
+from crab_mini.model.lora import InteractionLoRALinear
+from crab_mini.model.mask_decoder import MaskDecoder, SegmentationHead
+from crab_mini.pretrained import weights as official
 
 GOLDEN = Path(__file__).parent / "golden"
 SAM_CONFIG = json.loads((GOLDEN / "mask_decoder.json").read_text())["config"]

@@ -6,7 +6,8 @@ import pickle
 import pytest
 import torch
 
-from crab_mini.official import WeightsError, load_config, load_file
+from crab_mini.errors import WeightsError
+from crab_mini.pretrained.weights import load_config, load_file
 
 STATE = {"a.weight": torch.arange(6.0).view(2, 3), "a.bias": torch.ones(2, dtype=torch.float16)}
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import train
-from crab_mini import checkpoint, options
+from crab_mini import options
 from crab_mini.config import Config, ConfigError, override, preset
 from crab_mini.options import STAGES, arguments, check, fields, parser
 
@@ -156,7 +156,7 @@ def test_a_full_disk_is_one_line_and_leaves_what_was_there(monkeypatch, capsys):
 
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    monkeypatch.setattr(checkpoint.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     assert train.main([*QUICK, "--task", "s4", "--out", "other", "--stages", "runs/nano"]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert "cannot be written: No space left on device" in error

@@ -7,11 +7,13 @@ import pytest
 import torch
 
 import train
-from crab_mini import bundle, official, published
+from crab_mini import bundle
 from crab_mini.config import ConfigError, override, preset
-from crab_mini.lora import InteractionLoRALinear
-from crab_mini.model import CLIP_MEAN, SpecialIds
+from crab_mini.model.crab import CLIP_MEAN, SpecialIds
+from crab_mini.model.lora import InteractionLoRALinear
 from crab_mini.options import STAGES, arguments
+from crab_mini.pretrained import options as published
+from crab_mini.pretrained import weights as official
 from crab_mini.tokenizer import MASKS, Tokenizer
 
 from . import small_weights as small

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from crab_mini.config import QFormerConfig
-from crab_mini.qformer import QFormer, cells, place_code
+from crab_mini.model.qformer import QFormer, cells, place_code
 
 SMALL = QFormerConfig(width=32, layers=2, heads=4, hidden=48, queries=4, grid=(2, 2))
 FREE = dataclasses.replace(SMALL, grid=None)

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from crab_mini import tables
-from crab_mini.mask_scoring import class_map
-from crab_mini.measuring import Answer, Score, measure
-from crab_mini.media import AVSBENCH_CLASSES
-from crab_mini.scoring import blind_guesses, score
-from crab_mini.stages.instruct import Prepared
-from crab_mini.tasks import MASK_GROUP, TASKS
+from crab_mini.evaluation import tables
+from crab_mini.evaluation.mask_scoring import class_map
+from crab_mini.evaluation.score import Answer, Score, measure
+from crab_mini.evaluation.scoring import blind_guesses, score
+from crab_mini.features.rows import Prepared
+from crab_mini.tasks.base import MASK_GROUP, TASKS
+from crab_mini.tasks.class_names import AVSBENCH_CLASSES
 
 SIDE, CLASSES = 8, ("background", "bell", "dog", "sheep-dog")
 LEFT, RIGHT, NONE = (torch.zeros(SIDE, SIDE, dtype=torch.bool) for _ in range(3))

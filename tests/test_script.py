@@ -4,7 +4,14 @@ import numpy as np
 
 from crab_mini.world.annotate import FRAME, STEP
 from crab_mini.world.scene import CATEGORIES, SECONDS
-from crab_mini.world.script import CELLS, SIDES, VOICES, audio_words, script, visual_words
+from crab_mini.world.script import (
+    CELLS,
+    SIDES,
+    VOICES,
+    audio_words,
+    script,
+    visual_words,
+)
 
 from .scenes import views
 

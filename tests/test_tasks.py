@@ -6,8 +6,8 @@ import re
 import pytest
 
 from crab_mini import metrics
-from crab_mini.annotations import events
-from crab_mini.tasks import MASK_GROUP, TASKS, parse_tasks, question_type
+from crab_mini.av_uie.schema import events
+from crab_mini.tasks.base import MASK_GROUP, TASKS, parse_tasks, question_type
 from crab_mini.world.annotate import STEP, View, spans
 from crab_mini.world.scene import CATEGORIES
 

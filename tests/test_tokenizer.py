@@ -6,7 +6,7 @@ import re
 import pytest
 import sentencepiece
 
-from crab_mini.tasks import MASK_GROUP, TASKS
+from crab_mini.tasks.base import MASK_GROUP, TASKS
 from crab_mini.tokenizer import AUDIO, MASKS, TAGS, VISUAL, Tokenizer
 
 from .scenes import rows

@@ -14,18 +14,18 @@ import torch
 
 import train
 from crab_mini import bundle
-from crab_mini.answering import answer
 from crab_mini.batch import collate
-from crab_mini.checkpoint import load
 from crab_mini.config import StageConfig
-from crab_mini.features import Features
+from crab_mini.evaluation.generate import answer
+from crab_mini.evaluation.scoring import class_map
+from crab_mini.features.encoders import Features
+from crab_mini.features.rows import Rows
 from crab_mini.options import STAGES
-from crab_mini.progress import read_curve
-from crab_mini.scoring import class_map
-from crab_mini.stages.instruct import Rows
 from crab_mini.stages.interfaces import WholeStage
-from crab_mini.tasks import TASKS
-from crab_mini.training import Run, fit
+from crab_mini.tasks.base import TASKS
+from crab_mini.training.checkpoint import load
+from crab_mini.training.loop import Run, fit
+from crab_mini.training.progress import read_curve
 from crab_mini.world.annotate import STEP
 
 HOME = Path(train.__file__).parent

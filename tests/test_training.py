@@ -8,11 +8,18 @@ import pytest
 import torch
 from torch import nn
 
-from crab_mini.checkpoint import CheckpointError, load
 from crab_mini.config import StageConfig
-from crab_mini.optimiser import COOLDOWN, Optimiser, hidden_matrices, parameter_groups, schedule
-from crab_mini.progress import Curve, Meter, read_curve
-from crab_mini.training import Interrupted, NonFiniteLoss, Run, _move, fit, seed_all
+from crab_mini.errors import CheckpointError, Interrupted, NonFiniteLoss
+from crab_mini.training.checkpoint import load
+from crab_mini.training.loop import Run, _move, fit, seed_all
+from crab_mini.training.optimizer import (
+    COOLDOWN,
+    Optimiser,
+    hidden_matrices,
+    parameter_groups,
+    schedule,
+)
+from crab_mini.training.progress import Curve, Meter, read_curve
 
 CFG = StageConfig(steps=20, lr=1e-2, muon_lr=0.02, warmup=3)
 
@@ -160,7 +167,7 @@ def test_a_batch_moves_with_all_it_holds():
 
 
 def test_where_nobody_watches_a_plain_line_tells_all(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("crab_mini.progress.QUIET", 0.0)
+    monkeypatch.setattr("crab_mini.training.progress.QUIET", 0.0)
     run_toy(tmp_path)
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 20 and lines[9].startswith("toy 10/20 50%, 00:00 gone, 00:00 left, next 3.")
@@ -209,7 +216,7 @@ def test_a_non_finite_gradient_names_its_parameter(tmp_path):
 
 
 def test_checkpoints_are_written_while_it_runs(tmp_path, monkeypatch):
-    monkeypatch.setattr("crab_mini.training.SAVE_SECONDS", 0.0)
+    monkeypatch.setattr("crab_mini.training.loop.SAVE_SECONDS", 0.0)
     seen = []
     run_toy(tmp_path, batches=Batches(7, lambda: seen.append(load(tmp_path / "toy.pt", "toy")["step"])))
     assert seen == [7]
@@ -217,7 +224,7 @@ def test_checkpoints_are_written_while_it_runs(tmp_path, monkeypatch):
 
 def test_a_budget_ends_the_stage_with_the_rate_run_out(tmp_path, monkeypatch):
     clock = iter(range(0, 10000, 3))                     # three seconds a look
-    monkeypatch.setattr("crab_mini.training.time.monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr("crab_mini.training.loop.time.monotonic", lambda: float(next(clock)))
     run_toy(tmp_path, replace(CFG, steps=1000), minutes=1.0)
     content = load(tmp_path / "toy.pt", "toy")
     assert content["done"] and 60 <= content["seconds"] < 70 and content["step"] < 25
@@ -226,7 +233,7 @@ def test_a_budget_ends_the_stage_with_the_rate_run_out(tmp_path, monkeypatch):
 
 def test_making_the_data_ready_is_no_training_time(tmp_path, monkeypatch):
     now = [0.0]
-    monkeypatch.setattr("crab_mini.training.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("crab_mini.training.loop.time.monotonic", lambda: now[0])
 
     def encode():
         now[0] += 500 * (now[0] == 0)                    # the first time a batch is asked for
@@ -235,10 +242,10 @@ def test_making_the_data_ready_is_no_training_time(tmp_path, monkeypatch):
 
 
 def test_a_resumed_stage_goes_on_counting_its_seconds(tmp_path, monkeypatch):
-    monkeypatch.setattr("crab_mini.training.time.monotonic", iter([100.0] + [142.0] * 99).__next__)
+    monkeypatch.setattr("crab_mini.training.loop.time.monotonic", iter([100.0] + [142.0] * 99).__next__)
     with pytest.raises(Interrupted):
         run_toy(tmp_path, batches=Batches(2, interrupt()), minutes=1.0)
-    monkeypatch.setattr("crab_mini.training.time.monotonic", iter([500.0] * 3 + [505.0] * 99).__next__)
+    monkeypatch.setattr("crab_mini.training.loop.time.monotonic", iter([500.0] * 3 + [505.0] * 99).__next__)
     with pytest.raises(Interrupted):
         run_toy(tmp_path, batches=Batches(6, interrupt()), minutes=1.0, resume=True)
     assert load(tmp_path / "toy.pt", "toy")["seconds"] == 47.0

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from crab_mini.config import VisionConfig
-from crab_mini.vision_encoder import ViT, quick_gelu
+from crab_mini.model.vision_encoder import ViT, quick_gelu
 
 CONFIG = VisionConfig(image=21, patch=7, width=20, layers=3, heads=4, hidden=36, mask_layers=(1, 2), llm_layer=3)
 SHAPES = [CONFIG, replace(CONFIG, image=23, patch=5, width=27, heads=3, hidden=11, layers=1)]

@@ -9,7 +9,8 @@ import pytest
 import soundfile
 from PIL import Image, ImageDraw
 
-from crab_mini.media import AVSBENCH_CLASSES, DataError
+from crab_mini.errors import DataError
+from crab_mini.tasks.class_names import AVSBENCH_CLASSES
 from crab_mini.world import bank
 from crab_mini.world.__main__ import main
 from crab_mini.world.render import LOUDNESS, render

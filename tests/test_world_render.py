@@ -11,9 +11,28 @@ import pytest
 
 from crab_mini.world import sounds, sprites
 from crab_mini.world.dials import Dials
-from crab_mini.world.render import FADE, LOUDNESS, Procedural, envelope, pictures, render, tinted
-from crab_mini.world.scene import (CATEGORIES, LEVELS, MAX_SEED, RATE, SECONDS, TEST_SEED, TEST_VARIANTS,
-                                   TRAIN_VARIANTS, Scene, Thing, sample_scene)
+from crab_mini.world.render import (
+    FADE,
+    LOUDNESS,
+    Procedural,
+    envelope,
+    pictures,
+    render,
+    tinted,
+)
+from crab_mini.world.scene import (
+    CATEGORIES,
+    LEVELS,
+    MAX_SEED,
+    RATE,
+    SECONDS,
+    TEST_SEED,
+    TEST_VARIANTS,
+    TRAIN_VARIANTS,
+    Scene,
+    Thing,
+    sample_scene,
+)
 from crab_mini.world.write import _jobs, write
 
 ALL, NONE = (True,) * SECONDS, (False,) * SECONDS

@@ -55,7 +55,7 @@ def compile_kernel(name):
     """Compiles kernel `name` into its folder (some 20 s for cpp). Returns None, or what went wrong, in full."""
     if name == "cuda" and not torch.cuda.is_available():
         return "no CUDA device"
-    from torch.utils import cpp_extension                   # slow to import, and only needed here
+    from torch.utils import cpp_extension  # slow to import, and only needed here
     target, stem = folder(name), f"crab_fused_lora_{name}"
     sources = [str(HERE / s) for s in SOURCES[name] if s.endswith((".cpp", ".cu"))]
     flags = FLAGS + (["-fopenmp"] if sys.platform == "linux" else [])

@@ -11,9 +11,9 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..acoustic_tokenizer import AcousticTokenizer, draw_hidden, masked_prediction_loss
-from ..model import Crab
+from ..model.crab import Crab
 from ..world.clips import Clips
+from .acoustic_labels import AcousticTokenizer, draw_hidden, masked_prediction_loss
 
 MASKED_SHARE = 0.15         # of the audio stage's steps
 

@@ -10,9 +10,9 @@ import torch.nn as nn
 from torch import Tensor
 
 from ..batch import Batch, Item
-from ..features import Features
-from ..lora import lora_parameters
-from ..model import Crab, mask_losses
+from ..features.encoders import Features
+from ..model.crab import Crab, mask_losses
+from ..model.lora import lora_parameters
 from ..tokenizer import Tokenizer
 from ..world.clips import Clips
 from ..world.script import script

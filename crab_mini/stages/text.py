@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..batch import Batch, Item
-from ..model import Crab
-from ..tasks import TASKS
+from ..model.crab import Crab
+from ..tasks.base import TASKS
 from ..tokenizer import Tokenizer
 from ..world.annotate import View
 from ..world.questions import one_question

@@ -8,7 +8,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from ..media import DataError
+from ..errors import DataError
 from .bank import Folder, Skipped, scan
 from .write import write
 

@@ -18,8 +18,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..intact import PICTURES, SOUNDS
-from ..media import AVSBENCH_CLASSES, DataError, as_rgb, open_picture, read_audio
+from ..av_uie.integrity import PICTURES, SOUNDS
+from ..av_uie.media import as_rgb, open_picture, read_audio
+from ..errors import DataError
+from ..tasks.class_names import AVSBENCH_CLASSES
 from .dials import Dials
 from .render import HUE_TURN, tinted
 from .scene import RATE, TRAIN_VARIANTS

@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from ..audio_encoder import fbank
-from ..media import DataError
+from ..av_uie.log_mel import fbank
+from ..errors import DataError
 from .annotate import View
 from .bank import class_names
 from .scene import RATE, SECONDS, WORLD, sample_scene

@@ -22,7 +22,8 @@ import soundfile
 from PIL import Image
 from tqdm import tqdm
 
-from ..media import DataError, encode_classes
+from ..av_uie.media import encode_classes
+from ..errors import DataError
 from .annotate import ROWS, View
 from .bank import class_names
 from .questions import avqa

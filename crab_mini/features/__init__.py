@@ -1,0 +1,1 @@
+"""The frozen encoders' features, computed once, and the rows that use them."""

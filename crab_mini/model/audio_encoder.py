@@ -1,0 +1,166 @@
+"""The audio encoder: Kaldi's log-mel and BEATs (arXiv 2212.09058), every number as in the published ones.
+
+    waveform (B,S) -> fbank (B,F,128) -> 16x16 patches, frequency fastest -> + convolutional position code -> layers
+
+Unusual: three position codes at once. A convolution over the tokens says where, a table of relative distances is added
+to the attention scores, and each query gates its row of that table. Layers are post-norm with deep-norm: the residual,
+not the branch, is multiplied by (2 * layers)^(1/4).
+    features, _ = BEATs(AudioConfig())(fbank(torch.rand(1, 16000)))          # (1,48,D)
+One table of relative distances, held once, serves all layers; published files repeat it under each. Left out, because
+they act in training only: layer drop and the layer-wise decay of gradients.
+"""
+
+import math
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..config import MEL_BINS, AudioConfig
+from .attention import attend
+
+
+def fold_mask(mask: Tensor, count: int) -> Tensor:
+    """A padding mask (B,n) on `count` equal chunks (B,count), True where all of a chunk is padding.
+
+    What is left over is cut at the END, so token i of N covers frames about i*F/N, not the frames of its patch. That
+    is BEATs' rule, for samples to frames and for frames to tokens alike.
+    """
+    chunk = mask.shape[1] // count
+    return mask[:, :chunk * count].unflatten(1, (count, chunk)).all(-1)
+
+
+def distance_buckets(length: int, buckets: int, max_distance: int, device: torch.device) -> Tensor:
+    """(L,L) row of the table for key - query: half the rows for keys ahead; exact when near, log-spaced when far."""
+    place = torch.arange(length, device=device)
+    relative = place - place[:, None]                                                          # (L,L) key - query
+    half, exact = buckets // 2, buckets // 4
+    far = relative.abs().clamp(min=exact).float()                                              # never log(0)
+    spaced = (far / exact).log() / math.log(max_distance / exact) * (half - exact)
+    far_bucket = (exact + spaced.long()).clamp(max=half - 1)
+    return torch.where(relative.abs() < exact, relative.abs(), far_bucket) + half * (relative > 0)
+
+
+class PositionConv(nn.Module):
+    """gelu(grouped convolution over the tokens), its weight normed over both channel axes for each kernel tap."""
+
+    def __init__(self, cfg: AudioConfig):
+        super().__init__()
+        self.kernel, self.groups = cfg.conv_pos, cfg.conv_pos_groups
+        self.direction = nn.Parameter(torch.empty(cfg.width, cfg.width // cfg.conv_pos_groups, cfg.conv_pos))
+        nn.init.normal_(self.direction, std=2 / math.sqrt(cfg.conv_pos * cfg.width))
+        self.gain = nn.Parameter(self.direction.detach().norm(dim=(0, 1), keepdim=True))       # (1,1,kernel)
+        self.bias = nn.Parameter(torch.zeros(cfg.width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B,N,D) -> (B,N,D). An even kernel yields one place too many; the last one goes."""
+        weight = self.direction * (self.gain / self.direction.norm(dim=(0, 1), keepdim=True))
+        y = F.conv1d(x.transpose(1, 2), weight, self.bias, padding=self.kernel // 2, groups=self.groups)
+        return F.gelu(y[..., :x.shape[1]]).transpose(1, 2)
+
+
+class Attention(nn.Module):
+    """Self-attention whose relative bias is gated by the query, a number per head and place."""
+
+    def __init__(self, cfg: AudioConfig):
+        super().__init__()
+        self.heads = cfg.heads
+        self.q_proj, self.k_proj = nn.Linear(cfg.width, cfg.width), nn.Linear(cfg.width, cfg.width)
+        self.v_proj, self.o_proj = nn.Linear(cfg.width, cfg.width), nn.Linear(cfg.width, cfg.width)
+        self.gate = nn.Linear(cfg.width // cfg.heads, 8)                    # the same for all heads
+        self.gate_scale = nn.Parameter(torch.ones(1, cfg.heads, 1, 1))
+
+    def forward(self, x: Tensor, bias: Tensor, padded: Tensor | None) -> Tensor:
+        """x (B,N,D), bias (H,N,N), padded (B,N) bool or None -> (B,N,D)."""
+        q, k, v = (proj(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)       # (B,H,N,d)
+                   for proj in (self.q_proj, self.k_proj, self.v_proj))
+        update, reset = self.gate(q).unflatten(-1, (2, 4)).sum(-1, dtype=torch.float32).sigmoid().split(1, -1)
+        scores = (update * (reset * self.gate_scale - 1) + 2) * bias             # (B,H,N,N)
+        if padded is not None:
+            scores = scores.masked_fill(padded[:, None, None], -torch.inf)
+        y = attend(q, k, v, scores)          # softmax(q k^T / sqrt(d) + scores) v
+        return self.o_proj(y.transpose(1, 2).flatten(2))
+
+
+class Layer(nn.Module):
+    """Deep-norm: norm(alpha x + branch(x)), for the attention and for the two linear layers."""
+
+    def __init__(self, cfg: AudioConfig):
+        super().__init__()
+        self.alpha = (2 * cfg.layers) ** 0.25
+        self.attention, self.attention_norm = Attention(cfg), nn.LayerNorm(cfg.width)
+        self.up, self.down = nn.Linear(cfg.width, cfg.hidden), nn.Linear(cfg.hidden, cfg.width)
+        self.mlp_norm = nn.LayerNorm(cfg.width)
+
+    def forward(self, x: Tensor, bias: Tensor, padded: Tensor | None) -> Tensor:
+        """(B,N,D) -> (B,N,D)."""
+        x = self.attention_norm(x * self.alpha + self.attention(x, bias, padded))
+        return self.mlp_norm(x * self.alpha + self.down(F.gelu(self.up(x))))
+
+
+class BEATs(nn.Module):
+    """The encoder. Raises ValueError where head counts, groups or buckets do not fit."""
+
+    def __init__(self, cfg: AudioConfig):
+        super().__init__()
+        if cfg.width % cfg.heads or cfg.width % cfg.conv_pos_groups or MEL_BINS % cfg.patch:
+            raise ValueError("AudioConfig: width must be a multiple of heads and of conv_pos_groups, and 128 of patch, "
+                             f"found {cfg}")
+        if cfg.buckets < 4 or cfg.max_distance <= cfg.buckets // 4:
+            raise ValueError("AudioConfig: expected buckets >= 4 and max_distance > buckets / 4, "
+                             f"found {cfg.buckets} and {cfg.max_distance}")
+        self.cfg = cfg
+        self.patches = nn.Conv2d(1, cfg.embed, cfg.patch, cfg.patch, bias=False)
+        self.patch_norm = nn.LayerNorm(cfg.embed)
+        self.project = nn.Linear(cfg.embed, cfg.width)
+        self.position = PositionConv(cfg)
+        self.input_norm = nn.LayerNorm(cfg.width)
+        self.distance_bias = nn.Embedding(cfg.buckets, cfg.heads)
+        self.layers = nn.ModuleList(Layer(cfg) for _ in range(cfg.layers))
+        self._initialise()
+
+    def _initialise(self) -> None:
+        """Deep-norm's: what enters the residual starts smaller by (8 * layers)^(1/4)."""
+        nn.init.xavier_normal_(self.distance_bias.weight)
+        small = (8 * self.cfg.layers) ** -0.25
+        for layer in self.layers:
+            attention = layer.attention
+            for linear, gain in ((attention.q_proj, 1.0), (attention.k_proj, 1.0), (attention.v_proj, small),
+                                 (attention.o_proj, small), (layer.up, small), (layer.down, small)):
+                nn.init.xavier_normal_(linear.weight, gain)
+                nn.init.zeros_(linear.bias)
+
+    def embed(self, fbank: Tensor) -> Tensor:
+        """fbank (B,F,128) -> patch tokens (B,N,D), token t * (128 / patch) + f; left-over frames are dropped."""
+        if fbank.ndim != 3 or fbank.shape[2] != MEL_BINS or fbank.shape[1] < self.cfg.patch:
+            raise ValueError(f"fbank: expected shape (B, F, {MEL_BINS}) with F at least {self.cfg.patch}, "
+                             f"found {tuple(fbank.shape)}")
+        return self.project(self.patch_norm(self.patches(fbank[:, None]).flatten(2).transpose(1, 2)))
+
+    def encode(self, tokens: Tensor, padded: Tensor | None = None) -> Tensor:
+        """Patch tokens (B,N,D), padded (B,N) bool or None -> features (B,N,D). No norm follows the last layer."""
+        if padded is not None:
+            tokens = tokens.masked_fill(padded[..., None], 0)
+        x = self.input_norm(tokens + self.position(tokens))
+        buckets = distance_buckets(x.shape[1], self.cfg.buckets, self.cfg.max_distance, x.device)
+        bias = self.distance_bias(buckets).permute(2, 0, 1)                      # (H,N,N)
+        for layer in self.layers:
+            x = layer(x, bias, padded)
+        return x
+
+    def forward(self, fbank: Tensor, padding_mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """fbank (B,F,128), padding_mask (B,F) bool, True = padding -> features (B,N,D), token mask (B,N) or None.
+
+        ValueError for a mask of another shape or one that leaves a row without tokens.
+        """
+        tokens = self.embed(fbank)
+        if padding_mask is None:
+            return self.encode(tokens), None
+        if padding_mask.shape != fbank.shape[:2]:
+            raise ValueError(f"padding_mask: expected shape {tuple(fbank.shape[:2])}, "
+                             f"found {tuple(padding_mask.shape)}")
+        padded = fold_mask(padding_mask.bool(), tokens.shape[1])
+        if bool(padded.all(1).any()):
+            raise ValueError("padding_mask: expected at least one token a row that is not padding, found a row without")
+        return self.encode(tokens, padded), padded

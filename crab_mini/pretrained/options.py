@@ -1,0 +1,124 @@
+"""Published weights in a training run: --vision-weights, --audio-weights, --llm-weights with --tokenizer.
+
+A part with published weights skips its own pre-training, and its section of the configuration follows the file. With a
+published LLM three stages go: `text`, and `speak` and `segment`, whose targets are the words of a script that only the
+text stage teaches. Nothing has to stand in for them: `align` runs the whole way from pixels and sound through the
+frozen LLM, text and masks together, which is the paper's own alignment (give it more steps, and --align.muon_lr 0.02
+while the interfaces start from random weights). Tokens that LLaMA does not know get rows of their own, which learn in
+`align` and `instruct` while the LLM's rows stay frozen. Frames are always normed with CLIP's mean and deviation; with
+its weights they also get its size, so the miniature is rendered at that size.
+"""
+
+import os
+from argparse import Namespace
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ..config import Config, ConfigError, override
+from ..features.cache import weights_key
+from ..model.crab import Crab, SpecialIds
+from ..tokenizer import Tokenizer
+from . import weights as official
+
+BUILD = {"vision": official.clip_vit, "audio": official.beats, "llm": official.llama}
+SKIPPED = {"vision": ("see",), "audio": ("hear",), "llm": ("text", "speak", "segment")}
+FREE = ("mask_layers", "llm_layer")         # of the vision section: they choose among states and change no weight
+FLOAT = 4                                   # bytes; weights are held in fp32
+STATE = 3                                   # as much again for each: its gradient and two moments
+
+
+def files(options: Namespace) -> dict[str, Path]:
+    """{part: file or folder} of the command line."""
+    given = {part: getattr(options, f"{part}_weights") for part in BUILD}
+    return {part: path for part, path in given.items() if path is not None}
+
+
+def skipped(options: Namespace) -> dict[str, Path]:
+    """{stage that is not run: the file that makes it unnecessary}."""
+    return {stage: path for part, path in files(options).items() for stage in SKIPPED[part]}
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that the device has left (the CPU: that the system can give, where it tells)."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    info = Path("/proc/meminfo")
+    lines = dict(line.split(":") for line in info.read_text().splitlines()) if info.exists() else {}
+    if "MemAvailable" in lines:
+        return 1024 * int(lines["MemAvailable"].split()[0])
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def afford(what: str, needed: float, device: torch.device) -> None:
+    """ConfigError if the device cannot hold so many bytes."""
+    free = free_memory(device)
+    if needed > free:
+        raise ConfigError(f"{what} takes at least {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free on "
+                          f"{device}")
+
+
+def load(cfg: Config, options: Namespace) -> tuple[Config, dict[str, nn.Module]]:
+    """-> the configuration as the given files have it, and the parts {"vision", "audio", "llm"} that they hold.
+
+    Raises WeightsError for a file that does not fit; ConfigError for an override that contradicts it, a file too large
+    for this machine, and the paper's sizes without weights; each in one line.
+    """
+    lacking = [f"--{part}-weights" for part in BUILD if part not in files(options)]
+    if options.preset == "paper" and lacking:
+        raise ConfigError(f"--preset paper is trained from published weights only: give {', '.join(lacking)}")
+    parts = {}
+    for part, path in files(options).items():
+        flag = f"--{part}-weights"
+        try:
+            state, settings = official.load_file(path), official.load_config(path)       # mapped, not yet read
+            afford(f"{flag} {path}", FLOAT * sum(tensor.numel() for tensor in state.values()), torch.device("cpu"))
+            parts[part] = BUILD[part](settings, state)
+        except official.WeightsError as error:
+            raise official.WeightsError(f"{flag}: {error}") from None
+        found = Config(**{part: parts[part].cfg})
+        for name, text in options.overrides.items():
+            section, _, key = name.partition(".")
+            if section == part:
+                wanted = override(found, name, text)
+                if key not in FREE and wanted != found:
+                    raise ConfigError(f"--{name} {text}: expected {getattr(parts[part].cfg, key)}, as in {flag}")
+                found = wanted
+        cfg = replace(cfg, **{part: getattr(found, part)})
+    return cfg, parts
+
+
+def tokenizer_of(options: Namespace, llm: nn.Module) -> Tokenizer:
+    """LLaMA's own tokenizer with this project's tokens behind its vocabulary; ConfigError if it is another model's."""
+    tokenizer = Tokenizer.load(options.tokenizer)
+    if tokenizer.known != llm.cfg.vocab:
+        raise ConfigError(f"--tokenizer {options.tokenizer}: expected {llm.cfg.vocab} pieces, as --llm-weights has "
+                          f"rows, found {tokenizer.known}")
+    return tokenizer
+
+
+def keys(parts: dict[str, nn.Module]) -> dict[str, str]:
+    """{part: hash of its weights}, for the fingerprints of the stages that build on them."""
+    return {part: weights_key(module.state_dict()) for part, module in parts.items()}
+
+
+def outline(cfg: Config, ids: SpecialIds) -> Crab:
+    """The whole model with LoRA on the meta device: shapes and counts, no memory."""
+    with torch.device("meta"):
+        return Crab(cfg, ids).with_lora()
+
+
+def feasible(cfg: Config, options: Namespace, ids: SpecialIds, device: torch.device) -> None:
+    """ConfigError if training needs more memory than there is.
+
+    Counted are the weights, and for what any stage trains its gradient and the optimiser's state, not activations.
+    """
+    crab = outline(cfg, ids)
+    count = {name: sum(p.numel() for p in part.parameters()) for name, part in crab.named_children()}
+    loaded = sum(count[part] for part in files(options))
+    trained = sum(count.values()) - loaded
+    already = loaded if device.type == "cpu" else 0
+    afford(f"training these sizes ({sum(count.values()) / 1e9:.2f} B parameters)",
+           FLOAT * (loaded - already + (1 + STATE) * trained), device)

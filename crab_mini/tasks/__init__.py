@@ -1,0 +1,1 @@
+"""The nine tasks: what each asks, answers, means and scores."""
