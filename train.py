@@ -130,9 +130,9 @@ def render(folder: Path, cfg: Config, processes: Processes) -> None:
 def vocabulary(cfg: Config, out: Path, categories: list[str], processes: Processes) -> Tokenizer:
     """The tokenizer, trained on the world's text the first time."""
     names = zlib.crc32(",".join(categories).encode())
-    path = out / f"tokenizer_{cfg.llm.vocab}_{cfg.seed}_{names:08x}.model"
+    path = out / f"tokenizer_{cfg.llm.vocab_size}_{cfg.seed}_{names:08x}.model"
     if processes.first and not path.exists():
-        write_whole(path, Tokenizer.train(world_text(categories, cfg.seed), cfg.llm.vocab).model)
+        write_whole(path, Tokenizer.train(world_text(categories, cfg.seed), cfg.llm.vocab_size).model)
     processes.gather(None)
     return Tokenizer.load(path)
 
@@ -143,7 +143,7 @@ def assemble(options: argparse.Namespace, cfg: Config, categories: list[str], ru
     check(cfg, scripted="llm" not in parts)
     tokenizer = published.tokenizer_of(options, parts["llm"]) if "llm" in parts else \
         vocabulary(cfg, options.stages or options.out, categories, run.processes)
-    cfg = override(cfg, "llm.vocab", str(tokenizer.size))
+    cfg = override(cfg, "llm.vocab_size", str(tokenizer.size))
     published.feasible(cfg, options, bundle.special_ids(tokenizer), run.device)
     seed_all(cfg.seed, "model")
     return bundle.build(cfg, tokenizer, parts).to(run.device), tokenizer, cfg, published.keys(parts)

@@ -22,7 +22,7 @@ class Item:
     uid: str
     row: dict
     ids: list[int]
-    trained: list[bool]                     # the answer's ids
+    loss_mask: list[bool]                     # the answer's ids
     visual: Tensor                          # (T,P,Dv) features, or (T,Q,words) of a script
     audio: Tensor                           # (T,P,Da) features, or (T,Q,words)
     mask_features: Tensor | None = None     # (scales,P,Dv) of the frame that is to be segmented
@@ -34,8 +34,8 @@ class Item:
 class Batch:
     """See the module docstring; G mask groups in all, each of `scales * tokens` mask ids."""
     ids: Tensor                             # (B,L)
-    trained: Tensor                         # (B,L) bool
-    valid: Tensor                           # (B,L) bool, False on padding
+    loss_mask: Tensor                         # (B,L) bool
+    attention_mask: Tensor                           # (B,L) bool, False on padding
     visual: Tensor                          # (sum T,P,Dv)
     audio: Tensor                           # (sum T,P,Da)
     mask_features: Tensor | None            # (G,scales,P,Dv)
@@ -65,14 +65,14 @@ def collate(items: list[Item], tokenizer: Tokenizer, left: bool = False) -> Batc
     """Items -> batch; left: pad on the left (for generation)."""
     length = -(-max(len(i.ids) for i in items) // LENGTH_STEP) * LENGTH_STEP
     ids = torch.full((len(items), length), tokenizer.pad)
-    trained = torch.zeros(len(items), length, dtype=torch.bool)
-    valid = torch.zeros(len(items), length, dtype=torch.bool)
+    loss_mask = torch.zeros(len(items), length, dtype=torch.bool)
+    attention_mask = torch.zeros(len(items), length, dtype=torch.bool)
     for b, item in enumerate(items):
         place = slice(length - len(item.ids), length) if left else slice(0, len(item.ids))
         ids[b, place] = torch.tensor(item.ids)
-        trained[b, place] = torch.tensor(item.trained)
-        valid[b, place] = True
+        loss_mask[b, place] = torch.tensor(item.loss_mask)
+        attention_mask[b, place] = True
     masks, named = _stack(items, "masks"), _stack(items, "named")
-    return Batch(ids, trained, valid, torch.cat([i.visual for i in items]), torch.cat([i.audio for i in items]),
+    return Batch(ids, loss_mask, attention_mask, torch.cat([i.visual for i in items]), torch.cat([i.audio for i in items]),
                  _stack(items, "mask_features", repeat=True), None if masks is None else masks.float(),
                  None if named is None else named.float(), [i.uid for i in items])

@@ -19,12 +19,12 @@ class ConfigError(ValueError):
 @dataclass(frozen=True)
 class LLMConfig:
     """Decoder-only transformer as LLaMA: RMSNorm, rotary positions, grouped-query attention, SwiGLU."""
-    vocab: int = 1200              # rows of the embedding and of the output head: every word and number of the world one
-    width: int = 192
+    vocab_size: int = 1200              # rows of the embedding and of the output head: every word and number of the world one
+    dim: int = 192
     layers: int = 4
     heads: int = 4
     kv_heads: int = 4              # fewer than heads: grouped-query attention
-    hidden: int = 512              # of the SwiGLU
+    ffn_dim: int = 512              # of the SwiGLU
     rope_theta: float = 10000.0
     norm_eps: float = 1e-5
 
@@ -34,10 +34,10 @@ class VisionConfig:
     """Vision transformer as CLIP's."""
     image: int = 64                # frame side in pixels
     patch: int = 8
-    width: int = 128
+    dim: int = 128
     layers: int = 4
     heads: int = 4
-    hidden: int = 512
+    ffn_dim: int = 512
     norm_eps: float = 1e-5
     mask_layers: tuple[int, int] = (2, 4)   # indices into hidden_states (0 = after the pre-norm) for the mask decoder
     llm_layer: int = 4                      # the layer the Q-Former reads
@@ -57,11 +57,11 @@ class VisionConfig:
 class AudioConfig:
     """BEATs: 16x16 patches of a 128-bin log-mel, post-norm transformer with gated relative positions."""
     patch: int = 16
-    embed: int = 64                # width of the patch convolution, before the projection to `width`
-    width: int = 128
+    embed: int = 64                # width of the patch convolution, before the projection to `dim`
+    dim: int = 128
     layers: int = 4
     heads: int = 4
-    hidden: int = 512
+    ffn_dim: int = 512
     conv_pos: int = 16             # kernel of the convolutional position code
     conv_pos_groups: int = 4
     buckets: int = 32              # relative-position buckets
@@ -71,10 +71,10 @@ class AudioConfig:
 @dataclass(frozen=True)
 class QFormerConfig:
     """Learned queries that cross-attend to encoder features."""
-    width: int = 128
+    dim: int = 128
     layers: int = 2
     heads: int = 4
-    hidden: int = 256
+    ffn_dim: int = 256
     queries: int = 4                        # per frame or per second
     grid: tuple[int, int] | None = (2, 2)   # queries anchored on the cells of this grid; None: free queries
 
@@ -82,10 +82,10 @@ class QFormerConfig:
 @dataclass(frozen=True)
 class MaskConfig:
     """SAM's two-way transformer and mask decoder, one per scale."""
-    width: int = 128               # of the prompt tokens and the image embedding
+    dim: int = 128               # of the prompt tokens and the image embedding
     layers: int = 2
     heads: int = 4
-    hidden: int = 256
+    ffn_dim: int = 256
     scales: int = 2
     tokens: int = 3                # <mask_i> tokens per scale
 
@@ -101,9 +101,9 @@ class LoRAConfig:
 
 @dataclass(frozen=True)
 class StageConfig:
-    """One stage of training. Muon moves the hidden matrices, AdamW everything else (see optimiser.py)."""
+    """One stage of training. Muon moves the hidden matrices, AdamW everything else (see optimizer.py)."""
     steps: int = 1000
-    batch: int = 64                # rows of one optimiser step, over all processes
+    batch: int = 64                # rows of one optimizer step, over all processes
     lr: float = 1e-3               # AdamW
     muon_lr: float = 0.02          # 0: AdamW for all
     warmup: int = 50               # steps
@@ -151,8 +151,13 @@ class Config:
         return dataclasses.asdict(self)
 
 
+# Fields that had another name in version 0.1, as (section, old name) -> new name: its checkpoints are still read.
+OLD_FIELDS = {(section, old): new for section in ("llm", "vision", "audio", "visual_qformer", "audio_qformer", "mask")
+              for old, new in (("width", "dim"), ("hidden", "ffn_dim"), ("vocab", "vocab_size"))}
+
+
 def from_dict(values: dict) -> Config:
-    """The inverse of `Config.to_dict`; ConfigError names a field that this version does not know."""
+    """The inverse of `Config.to_dict`, for version 0.1's names too; ConfigError names a field that is not known."""
     sections = typing.get_type_hints(Config)
     made = {}
     for name, value in values.items():
@@ -163,6 +168,7 @@ def from_dict(values: dict) -> Config:
             made[name] = value
             continue
         known = {f.name for f in dataclasses.fields(kind)}
+        value = {OLD_FIELDS.get((name, key), key): inner for key, inner in value.items()}
         for key in value:
             if key not in known:
                 raise ConfigError(f"{name}.{key}: no such field{_nearest(key, known)}")
@@ -226,12 +232,12 @@ def _nano() -> Config:
     short = {name: replace(getattr(tiny, name), steps=steps, batch=16, warmup=5, minutes=0.2) for name, steps in
              dict(text=200, see=40, hear=40, speak=40, segment=80, align=60, instruct=60).items()}
     return replace(
-        tiny, llm=replace(tiny.llm, width=96, layers=2, hidden=256), world=WorldConfig(48, 16, 12),
-        vision=replace(tiny.vision, width=64, layers=2, heads=2, hidden=128, mask_layers=(1, 2), llm_layer=2),
-        audio=replace(tiny.audio, embed=32, width=64, layers=2, heads=2, hidden=128),
-        visual_qformer=replace(tiny.visual_qformer, width=64, heads=2, hidden=128, layers=1),
-        audio_qformer=replace(tiny.audio_qformer, width=64, heads=2, hidden=128, layers=1),
-        mask=replace(tiny.mask, width=64, heads=2, hidden=128, layers=1), lora=replace(tiny.lora, rank=4), **short)
+        tiny, llm=replace(tiny.llm, dim=96, layers=2, ffn_dim=256), world=WorldConfig(48, 16, 12),
+        vision=replace(tiny.vision, dim=64, layers=2, heads=2, ffn_dim=128, mask_layers=(1, 2), llm_layer=2),
+        audio=replace(tiny.audio, embed=32, dim=64, layers=2, heads=2, ffn_dim=128),
+        visual_qformer=replace(tiny.visual_qformer, dim=64, heads=2, ffn_dim=128, layers=1),
+        audio_qformer=replace(tiny.audio_qformer, dim=64, heads=2, ffn_dim=128, layers=1),
+        mask=replace(tiny.mask, dim=64, heads=2, ffn_dim=128, layers=1), lora=replace(tiny.lora, rank=4), **short)
 
 
 def _small() -> Config:
@@ -239,7 +245,7 @@ def _small() -> Config:
     lists, so it is the language model that grows; the encoders only see and hear more."""
     tiny = _tiny()
     return replace(
-        tiny, llm=replace(tiny.llm, width=256, layers=6, hidden=688), world=replace(tiny.world, clips=6000),
+        tiny, llm=replace(tiny.llm, dim=256, layers=6, ffn_dim=688), world=replace(tiny.world, clips=6000),
         text=replace(tiny.text, steps=2400, minutes=22.0),
         see=replace(tiny.see, steps=1400, minutes=3.1),
         hear=replace(tiny.hear, steps=2000, minutes=3.9),

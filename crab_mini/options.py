@@ -130,12 +130,12 @@ def check(cfg: Config, scripted: bool) -> None:
             raise ConfigError(f"--{name}: expected at most {most}, found {seed}")
     vision, audio, mask = cfg.vision, cfg.audio, cfg.mask
     multiples = {"vision.image": ("vision.patch", vision.image, vision.patch)}
-    multiples |= {f"{name}.width": (f"{name}.heads", getattr(cfg, name).width, getattr(cfg, name).heads)
+    multiples |= {f"{name}.dim": (f"{name}.heads", getattr(cfg, name).dim, getattr(cfg, name).heads)
                   for name in ("vision", "audio", "visual_qformer", "audio_qformer", "mask")}
     for name, (other, value, divisor) in multiples.items():
         if value % divisor:
             raise ConfigError(f"--{name}: expected a multiple of {other} {divisor}, found {value}")
-    for name, value in (("vision.width", vision.width), ("audio.width", audio.width)):
+    for name, value in (("vision.dim", vision.dim), ("audio.dim", audio.dim)):
         if value % 4:
             raise ConfigError(f"--{name}: expected a multiple of 4, sine and cosine of two axes, found {value}")
     for name in ("mask_layers", "llm_layer"):

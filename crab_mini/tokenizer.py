@@ -23,7 +23,7 @@ _SPLIT = re.compile("(" + "|".join(map(re.escape, TAGS + (VISUAL, AUDIO, ANSWER)
 class Rendered:
     """One sequence: ids and, for each id, whether it belongs to the answer (is trained on)."""
     ids: list[int]
-    trained: list[bool]
+    loss_mask: list[bool]
 
 
 class Tokenizer:

@@ -32,7 +32,7 @@ def clip(folder: Path) -> Path:
     folder.mkdir(parents=True)
     v = VISION
     (folder / "config.json").write_text(json.dumps({"model_type": "clip", "vision_config": dict(
-        hidden_size=v.width, intermediate_size=v.hidden, num_hidden_layers=v.layers, num_attention_heads=v.heads,
+        hidden_size=v.dim, intermediate_size=v.ffn_dim, num_hidden_layers=v.layers, num_attention_heads=v.heads,
         image_size=v.image, patch_size=v.patch, hidden_act="quick_gelu", num_channels=3)}))
     state = _state(ViT(v), CLIP_NAMES, "vision_model.") | {"logit_scale": torch.ones(())}
     torch.save(state, folder / "pytorch_model.bin")
@@ -43,8 +43,8 @@ def beats(folder: Path) -> Path:
     """{"cfg", "model"}, the table of relative distances repeated under every layer."""
     folder.mkdir(parents=True)
     a = AUDIO
-    cfg = dict(input_patch_size=a.patch, embed_dim=a.embed, encoder_embed_dim=a.width, encoder_layers=a.layers,
-               encoder_attention_heads=a.heads, encoder_ffn_embed_dim=a.hidden, conv_pos=a.conv_pos,
+    cfg = dict(input_patch_size=a.patch, embed_dim=a.embed, encoder_embed_dim=a.dim, encoder_layers=a.layers,
+               encoder_attention_heads=a.heads, encoder_ffn_embed_dim=a.ffn_dim, conv_pos=a.conv_pos,
                conv_pos_groups=a.conv_pos_groups, num_buckets=a.buckets, max_distance=a.max_distance, deep_norm=True,
                gru_rel_pos=True, relative_position_embedding=True, activation_fn="gelu")
     state = _state(BEATs(a), BEATS_NAMES)
@@ -71,7 +71,7 @@ def llama(folder: Path, vocab: int) -> Path:
     folder.mkdir(parents=True)
     cfg = LLMConfig(vocab, 48, 2, 4, 2, 64)
     (folder / "config.json").write_text(json.dumps(dict(
-        vocab_size=vocab, hidden_size=cfg.width, intermediate_size=cfg.hidden, num_hidden_layers=cfg.layers,
+        vocab_size=vocab, hidden_size=cfg.dim, intermediate_size=cfg.ffn_dim, num_hidden_layers=cfg.layers,
         num_attention_heads=cfg.heads, num_key_value_heads=cfg.kv_heads, rms_norm_eps=1e-5, hidden_act="silu",
         tie_word_embeddings=False)))
     state = _state(LLM(cfg), LLAMA_NAMES)

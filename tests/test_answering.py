@@ -30,7 +30,7 @@ def made(tmp_path_factory):
         write(folder, 9, 12, 64, cap=4, workers=1)
         words = Tokenizer.train(["heard: the bell is at second 3, so the answer is: dog."] * 3, 400)
         torch.manual_seed(0)
-        crab = build(override(preset("nano"), "llm.vocab", str(words.size)), words).with_lora().eval()
+        crab = build(override(preset("nano"), "llm.vocab_size", str(words.size)), words).with_lora().eval()
         yield crab, words, Rows(folder, "test", list(TASKS), Features(crab, CPU), words)
     torch.set_num_threads(threads)
 
@@ -76,7 +76,7 @@ def test_a_shuffle_exchanges_what_it_says_and_nothing_else(made, monkeypatch, ta
         assert torch.equal(batch.audio, heard[pair[sound].sounds.flatten()])
         assert not torch.equal(batch.visual, seen[pair[1 - sight].frames][:, rows.llm_layer])
         prompt = words.encode(TASKS[task].prompt(pair[0].row))
-        assert batch.ids[0, -1 - len(prompt):-1].tolist() == prompt and not batch.trained.any()
+        assert batch.ids[0, -1 - len(prompt):-1].tolist() == prompt and not batch.loss_mask.any()
         if TASKS[task].masks:
             frame = pair[sight].frames[pair[0].target]
             assert torch.equal(features, seen[frame][rows.mask_layers])

@@ -17,9 +17,9 @@ from crab_mini.stages.acoustic_labels import (
     masked_prediction_loss,
 )
 
-CONFIG = AudioConfig(embed=10, width=24, layers=2, heads=4, hidden=30, conv_pos=6, conv_pos_groups=4, buckets=12,
+CONFIG = AudioConfig(embed=10, dim=24, layers=2, heads=4, ffn_dim=30, conv_pos=6, conv_pos_groups=4, buckets=12,
                      max_distance=20)
-SHAPES = [CONFIG, replace(CONFIG, conv_pos=7, width=18, heads=3, conv_pos_groups=2, buckets=9, embed=5, hidden=7),
+SHAPES = [CONFIG, replace(CONFIG, conv_pos=7, dim=18, heads=3, conv_pos_groups=2, buckets=9, embed=5, ffn_dim=7),
           replace(CONFIG, patch=32, conv_pos=1, layers=1)]
 
 
@@ -117,7 +117,7 @@ def test_distance_buckets_one_by_one(buckets, most):
 
 def plain_features(beats: BEATs, mels: torch.Tensor, padded: torch.Tensor) -> torch.Tensor:
     """The equations for one row (F,128) and its token mask (N,), token by token, in float64."""
-    cfg, size = beats.cfg, beats.cfg.width // beats.cfg.heads
+    cfg, size = beats.cfg, beats.cfg.dim // beats.cfg.heads
     w = {name: p.detach().double() for name, p in beats.named_parameters()}
 
     def norm(x, name):
@@ -137,7 +137,7 @@ def plain_features(beats: BEATs, mels: torch.Tensor, padded: torch.Tensor) -> to
     v = w["position.direction"]
     kernel = torch.stack([v[..., k] / v[..., k].pow(2).sum().sqrt() * w["position.gain"][0, 0, k]
                           for k in range(cfg.conv_pos)], -1)
-    each, rows = cfg.width // cfg.conv_pos_groups, []
+    each, rows = cfg.dim // cfg.conv_pos_groups, []
     for n in range(len(x)):
         row = w["position.bias"].clone()
         for k in range(cfg.conv_pos):
@@ -210,7 +210,7 @@ def test_bf16_autocast_stays_near_fp32_and_gradients_reach_everything():
     with torch.autocast("cpu", torch.bfloat16):
         rough = beats(mels)[0]
     assert (rough.float() - exact).abs().max() < 0.05 * exact.abs().max()
-    (rough.float() * torch.randn(CONFIG.width)).sum().backward()
+    (rough.float() * torch.randn(CONFIG.dim)).sum().backward()
     dead = [n for n, p in beats.named_parameters() if p.grad is None or p.grad.abs().max() == 0]
     assert not [n for n in dead if not n.endswith("k_proj.bias")], dead       # softmax cancels a bias of the keys
 
@@ -272,14 +272,14 @@ def test_only_hidden_patches_are_predicted_and_the_encoder_does_not_see_them():
 def test_masked_prediction_learns():
     torch.manual_seed(0)
     beats, tokenizer = BEATs(CONFIG), AcousticTokenizer(CONFIG, codes=8)
-    head = torch.nn.Linear(CONFIG.width, 8)
+    head = torch.nn.Linear(CONFIG.dim, 8)
     tone = torch.randn(1, 1, 128) + torch.zeros(4, 32, 1)    # one frame repeated: the other patches tell
-    optimiser = torch.optim.AdamW([*beats.parameters(), *head.parameters()], 1e-2)
+    optimizer = torch.optim.AdamW([*beats.parameters(), *head.parameters()], 1e-2)
     losses = []
     for step in range(40):
         total, count = masked_prediction_loss(beats, head, tokenizer, tone, draw_hidden(4, 16, seeded(step)))
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         (total / count).backward()
-        optimiser.step()
+        optimizer.step()
         losses.append(float((total / count).detach()))
     assert sum(losses[-5:]) / 5 < 0.6 * losses[0]

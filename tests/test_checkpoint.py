@@ -13,7 +13,7 @@ from crab_mini.errors import CheckpointError
 from crab_mini.files import write_whole
 from crab_mini.training.checkpoint import differences, fingerprint, load, plain, save
 
-CONFIG = {"llm": {"width": 192, "rope": (1, 2)}, "seed": 0}
+CONFIG = {"llm": {"dim": 192, "rope": (1, 2)}, "seed": 0}
 
 
 @pytest.fixture
@@ -38,8 +38,8 @@ def test_what_is_saved_is_loaded(path):
 
 
 def test_another_configuration_is_named_field_by_field(path):
-    message = refused(path, "another configuration", config={"llm": {"width": 128, "rope": (1, 2)}, "seed": 0})
-    assert "llm.width: 192 there, 128 here" in message and "rope" not in message
+    message = refused(path, "another configuration", config={"llm": {"dim": 128, "rope": (1, 2)}, "seed": 0})
+    assert "llm.dim: 192 there, 128 here" in message and "rope" not in message
 
 
 def test_another_kind_version_or_program_is_refused(path, monkeypatch):

@@ -84,17 +84,17 @@ def test_every_preset_is_built_and_run_forward(name, monkeypatch):
     with FakeTensorMode():
         crab = Crab(cfg, SpecialIds(4, 5, (6, 5 + cfg.mask.scales * cfg.mask.tokens), 3)).with_lora()
         grid, bins = cfg.vision.grid, 128 // cfg.audio.patch
-        patches = crab.see(torch.empty(2, 3, cfg.vision.image, cfg.vision.image, dtype=torch.uint8))
-        assert patches.shape == (2, len(cfg.vision.kept), grid ** 2, cfg.vision.width)
+        patches = crab.encode_frames(torch.empty(2, 3, cfg.vision.image, cfg.vision.image, dtype=torch.uint8))
+        assert patches.shape == (2, len(cfg.vision.kept), grid ** 2, cfg.vision.dim)
         heard = crab.audio(torch.empty(2, 98, 128))[0]
-        assert heard.shape == (2, bins * (98 // cfg.audio.patch), cfg.audio.width)
+        assert heard.shape == (2, bins * (98 // cfg.audio.patch), cfg.audio.dim)
         seen = crab.visual_qformer(patches[:, cfg.vision.kept.index(cfg.vision.llm_layer)], grid, grid)
         told = crab.audio_qformer(heard, heard.shape[1] // bins, bins)
-        assert seen.shape == (2, cfg.visual_qformer.queries, cfg.llm.width)
-        assert told.shape == (2, cfg.audio_qformer.queries, cfg.llm.width)
+        assert seen.shape == (2, cfg.visual_qformer.queries, cfg.llm.dim)
+        assert told.shape == (2, cfg.audio_qformer.queries, cfg.llm.dim)
         states = crab.llm.encode(torch.cat([seen, told], 1))
-        assert crab.llm.head(states).shape == (2, seen.shape[1] + told.shape[1], cfg.llm.vocab)
+        assert crab.llm.head(states).shape == (2, seen.shape[1] + told.shape[1], cfg.llm.vocab_size)
         layers = patches[:, [cfg.vision.kept.index(layer) for layer in cfg.vision.mask_layers]]
-        asked = torch.empty(2, cfg.mask.scales * cfg.mask.tokens, cfg.llm.width)
+        asked = torch.empty(2, cfg.mask.scales * cfg.mask.tokens, cfg.llm.dim)
         assert crab.mask_logits(asked, layers).shape == (2, cfg.vision.image, cfg.vision.image)
-        assert crab.llm.blocks[0].mlp.up_proj.lora_B.shape == (cfg.lora.heads, cfg.lora.rank, cfg.llm.hidden)
+        assert crab.llm.blocks[0].mlp.up_proj.lora_B.shape == (cfg.lora.heads, cfg.lora.rank, cfg.llm.ffn_dim)

@@ -40,7 +40,7 @@ def here(tmp_path_factory):
         rows = read_annotations("mini", "test")
         words = Tokenizer.train([TASKS[r.task].prompt(r.fields) + TASKS[r.task].answer(r.fields) for r in rows] * 2, 500)
         torch.manual_seed(0)
-        crab = bundle.build(override(preset("nano"), "llm.vocab", str(words.size)), words).with_lora()
+        crab = bundle.build(override(preset("nano"), "llm.vocab_size", str(words.size)), words).with_lora()
         bundle.save(Path("run/crab.pt"), crab, words, tasks=list(TASKS), data="mini",
                     classes=json.loads(Path("mini/classes.json").read_text()))
         for second in range(12):

@@ -61,7 +61,7 @@ def words() -> Tokenizer:
 
 
 def rows_of(data: Path, words: Tokenizer, split: str = "train", **options) -> Rows:
-    crab = build(override(preset("nano"), "llm.vocab", str(words.size)), words)
+    crab = build(override(preset("nano"), "llm.vocab_size", str(words.size)), words)
     return Rows(data, split, list(TASKS), Features(crab, torch.device("cpu")), words, **options)
 
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from crab_mini.config import LLMConfig
-from crab_mini.model.llm import LLM, KVCache, RMSNorm, rotary_table, rotate
+from crab_mini.model.llm import LLM, KVCache, RMSNorm, apply_rotary_emb, rotary_table
 
-CONFIG = LLMConfig(vocab=37, width=24, layers=3, heads=4, kv_heads=4, hidden=40)
-SHAPES = [CONFIG, replace(CONFIG, kv_heads=2), replace(CONFIG, width=30, heads=5, kv_heads=1, hidden=17, layers=1)]
+CONFIG = LLMConfig(vocab_size=37, dim=24, layers=3, heads=4, kv_heads=4, ffn_dim=40)
+SHAPES = [CONFIG, replace(CONFIG, kv_heads=2), replace(CONFIG, dim=30, heads=5, kv_heads=1, ffn_dim=17, layers=1)]
 
 
 def model(cfg: LLMConfig = CONFIG, seed: int = 0) -> LLM:
@@ -24,12 +24,12 @@ def model(cfg: LLMConfig = CONFIG, seed: int = 0) -> LLM:
 
 
 def ids_of(*shape: int) -> torch.Tensor:
-    return torch.randint(CONFIG.vocab, shape, generator=torch.Generator().manual_seed(1))
+    return torch.randint(CONFIG.vocab_size, shape, generator=torch.Generator().manual_seed(1))
 
 
 def plain_forward(llm: LLM, ids: torch.Tensor) -> torch.Tensor:
     """The equations token by token and head by head, in float64 with Python loops: ids (L,) -> logits (L,V)."""
-    cfg, size = llm.cfg, llm.cfg.width // llm.cfg.heads
+    cfg, size = llm.cfg, llm.cfg.dim // llm.cfg.heads
     w = {name: p.detach().double() for name, p in llm.named_parameters()}
     half = size // 2
 
@@ -77,7 +77,7 @@ def test_rotary_positions_are_relative():
     q, k = torch.randn(2, 1, 1, 1, 12).double()
     def score(i, j):
         tables = [rotary_table(torch.tensor([[p]]), 12, 10000.0) for p in (i, j)]
-        return (rotate(q, *tables[0]) * rotate(k, *tables[1])).sum()
+        return (apply_rotary_emb(q, *tables[0]) * apply_rotary_emb(k, *tables[1])).sum()
     torch.testing.assert_close(score(9, 5), score(14, 10), atol=1e-4, rtol=0)
     assert (score(9, 5) - score(9, 6)).abs() > 1e-3
 
@@ -165,7 +165,7 @@ def test_bf16_autocast_stays_near_fp32_and_gradients_reach_everything():
 
 
 def test_residual_projections_start_smaller():
-    llm = LLM(replace(CONFIG, width=96, hidden=96, layers=8))
+    llm = LLM(replace(CONFIG, dim=96, ffn_dim=96, layers=8))
     assert float(llm.head.weight.detach().std()) == pytest.approx(0.02, rel=0.1)
     assert float(llm.blocks[3].mlp.down_proj.weight.detach().std()) == pytest.approx(0.02 / 4, rel=0.1)
 
@@ -174,23 +174,23 @@ def test_added_tokens_change_nothing_for_the_old_ones():
     llm, ids = model(), ids_of(2, 5)
     before = llm(ids)
     llm.requires_grad_(False)
-    assert llm.added() == [] and llm.grow(37) is llm and llm.added() == []
-    assert llm.grow(40) is llm and llm.cfg.vocab == 40
+    assert llm.added() == [] and llm.resize_token_embeddings(37) is llm and llm.added() == []
+    assert llm.resize_token_embeddings(40) is llm and llm.cfg.vocab_size == 40
     after = llm(ids)
     torch.testing.assert_close(after[..., :37], before)
     torch.testing.assert_close(after[..., 37:], before.mean(-1, keepdim=True).expand(-1, -1, 3), atol=1e-4, rtol=0)
     assert llm(torch.tensor([[39]])).isfinite().all()
-    assert [tuple(rows.shape) for rows in llm.added()] == [(3, CONFIG.width)] * 2
+    assert [tuple(rows.shape) for rows in llm.added()] == [(3, CONFIG.dim)] * 2
     assert all(rows.requires_grad for rows in llm.added()) and not llm.head.base.weight.requires_grad
-    LLM(CONFIG).grow(40).load_state_dict(llm.state_dict())
+    LLM(CONFIG).resize_token_embeddings(40).load_state_dict(llm.state_dict())
     with pytest.raises(ValueError, match="grown to 40 rows already"):
-        llm.grow(41)
+        llm.resize_token_embeddings(41)
     with pytest.raises(ValueError, match="expected at least the 40 rows there are, found 39"):
-        llm.grow(39)
+        llm.resize_token_embeddings(39)
 
 
 def test_added_rows_learn_and_are_looked_up_in_their_places():
-    llm = model().requires_grad_(False).grow(40)
+    llm = model().requires_grad_(False).resize_token_embeddings(40)
     with torch.no_grad():
         for k, rows in enumerate(llm.added()):
             rows.copy_(torch.arange(3.0)[:, None] + 10 * k)
@@ -203,7 +203,7 @@ def test_added_rows_learn_and_are_looked_up_in_their_places():
 
 
 def test_errors_are_one_clear_line():
-    with pytest.raises(ValueError, match="found width 24, heads 5"):
+    with pytest.raises(ValueError, match="found dim 24, heads 5"):
         LLM(replace(CONFIG, heads=5, kv_heads=5))
     with pytest.raises(ValueError, match="kv_heads 3"):
         LLM(replace(CONFIG, kv_heads=3))

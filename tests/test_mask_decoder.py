@@ -127,7 +127,7 @@ def test_position_codes_are_saved_and_know_x_from_y():
 
 def small_head():
     torch.manual_seed(0)
-    cfg = MaskConfig(width=32, heads=4, hidden=48, scales=2, tokens=3)
+    cfg = MaskConfig(dim=32, heads=4, ffn_dim=48, scales=2, tokens=3)
     return SegmentationHead(cfg, vision_width=20), [torch.randn(5, 16, 20) for _ in range(2)], torch.randn(5, 6, 32)
 
 
@@ -174,12 +174,12 @@ def test_head_learns_what_its_prompt_names():
     places = torch.eye(16, 20).expand(16, 16, 20)                                # patch i is its own feature
     prompts, target = torch.randn(16, 6, 32), torch.eye(16).reshape(16, 4, 4)    # prompt i means patch i
     target = F.interpolate(target[:, None], scale_factor=4)[:, 0]
-    optimiser = torch.optim.AdamW([p for p in head.parameters() if p.requires_grad], 3e-3)
+    optimizer = torch.optim.AdamW([p for p in head.parameters() if p.requires_grad], 3e-3)
     for _ in range(140):                                                         # a plateau first, then a fall
         logits = head([places, places], prompts, (16, 16))
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         (bce_loss(logits, target) + dice_loss(logits, target)).mean().backward()
-        optimiser.step()
+        optimizer.step()
     overlap = ((logits > 0) & (target > 0)).sum() / ((logits > 0) | (target > 0)).sum()
     assert overlap > 0.8
 

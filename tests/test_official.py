@@ -246,18 +246,18 @@ def published(module, tables) -> dict[str, torch.Tensor]:
 def test_grouped_query_attention_odd_kernels_and_odd_sizes_go_through():
     """Our own modules under published names come back the same; that they compute the right thing is their tests'."""
     torch.manual_seed(0)
-    llm = LLM(LLMConfig(vocab=31, width=30, layers=2, heads=5, kv_heads=1, hidden=7, norm_eps=1e-6))
+    llm = LLM(LLMConfig(vocab_size=31, dim=30, layers=2, heads=5, kv_heads=1, ffn_dim=7, norm_eps=1e-6))
     again = official.llama({"vocab_size": 31, "hidden_size": 30, "num_hidden_layers": 2, "num_attention_heads": 5,
                             "num_key_value_heads": 1, "intermediate_size": 7, "rms_norm_eps": 1e-6},
                            published(llm, official.LLAMA_NAMES))
     ids = torch.randint(31, (2, 9))
     assert again.cfg == llm.cfg and torch.equal(again(ids), llm(ids))
-    vit = ViT(VisionConfig(image=23, patch=5, width=27, layers=1, heads=3, hidden=11))
+    vit = ViT(VisionConfig(image=23, patch=5, dim=27, layers=1, heads=3, ffn_dim=11))
     again = official.clip_vit({"image_size": 23, "patch_size": 5, "hidden_size": 27, "num_hidden_layers": 1,
                                "num_attention_heads": 3, "intermediate_size": 11}, published(vit, official.CLIP_NAMES))
     pixels = torch.randn(1, 3, 23, 23)
     assert torch.equal(again.pooled(pixels), vit.pooled(pixels))
-    cfg = AudioConfig(embed=5, width=18, layers=3, heads=3, hidden=7, conv_pos=7, conv_pos_groups=2, buckets=9,
+    cfg = AudioConfig(embed=5, dim=18, layers=3, heads=3, ffn_dim=7, conv_pos=7, conv_pos_groups=2, buckets=9,
                       max_distance=21)
     ours = BEATs(cfg)
     state, table = published(ours, official.BEATS_NAMES), "encoder.layers.{}.self_attn.relative_attention_bias.weight"

@@ -103,15 +103,15 @@ def test_every_option_and_every_field_is_read(monkeypatch, tmp_path):
     (["--seed", "-1"], "--seed: expected a number of at least 0, found -1"),
     (["--seed", "99999999999"], "--seed: expected at most 2147483647"),
     (["--world.seed", "109951"], "--world.seed: expected at most 109950, found 109951"),
-    (["--vision.width", "66", "--vision.heads", "2"], "--vision.width: expected a multiple of 4"),
+    (["--vision.dim", "66", "--vision.heads", "2"], "--vision.dim: expected a multiple of 4"),
     (["--stages", "runs/tinny"], "runs/tinny: --stages: the folder of an earlier run cannot be found"),
     (["--vision.patch", "7"], "--vision.image: expected a multiple of vision.patch 7, found 64"),
-    (["--vision.heads", "5"], "--vision.width: expected a multiple of vision.heads 5, found 64"),
+    (["--vision.heads", "5"], "--vision.dim: expected a multiple of vision.heads 5, found 64"),
     (["--vision.mask_layers", "1,9"], "--vision.mask_layers: expected at most 2, the number of layers, found 1,9"),
     (["--mask.tokens", "2"], "--mask.scales, --mask.tokens: expected 2 "),
     (["--visual_qformer.queries", "8"], "--visual_qformer.queries: expected 4, the slots of the scripts"),
     (["--audio.max_distance", "3"], "--audio.max_distance: expected more than a quarter of the buckets, found 3"),
-    (["--llm.kv_heads", "3"], "LLMConfig: width must be a multiple of 2 * heads and heads of kv_heads"),
+    (["--llm.kv_heads", "3"], "LLMConfig: dim must be a multiple of 2 * heads and heads of kv_heads"),
 ])
 def test_what_cannot_be_meant_is_one_line(words, line, capsys):
     assert train.main([*words, *["--preset", "nano"] * ("--preset" not in words)]) == 2

@@ -65,7 +65,7 @@ def test_all_three_parts_from_published_weights(weights, capsys):
         file = build(official.load_config(weights[part]), official.load_file(weights[part])).state_dict()
         ours = {name.replace(".base.", "."): value for name, value in getattr(crab, part).state_dict().items()}
         assert all(torch.equal(ours[name], value) for name, value in file.items()), part
-    assert len(file["embed.weight"]) == tokenizer.known < tokenizer.size == crab.cfg.llm.vocab
+    assert len(file["embed.weight"]) == tokenizer.known < tokenizer.size == crab.cfg.llm.vocab_size
     for rows in crab.llm.added():                           # the tags have learned: they are not one row any more
         assert len(rows) == tokenizer.size - tokenizer.known and len(rows.unique(dim=0)) > len(MASKS)
     assert train.main([*QUICK, *flags(weights, "vision", "audio", "llm"), "--out", "out"]) == 0
@@ -89,13 +89,13 @@ def test_published_encoders_with_an_llm_of_ones_own(weights):
     (["--vision-weights", "nowhere.bin"], "--vision-weights: nowhere.bin: expected a file, found none"),
     (["--llm-weights", "x"], "--llm-weights needs --tokenizer FILE"),
     (["--tokenizer", "x"], "--llm-weights needs --tokenizer FILE"),
-    (["VISION", "--vision.width", "64"], "--vision.width 64: expected 32, as in --vision-weights"),
+    (["VISION", "--vision.dim", "64"], "--vision.dim 64: expected 32, as in --vision-weights"),
     (["VISION", "--vision.llm_layer", "4"], "--vision.llm_layer: expected at most 3"),
     (["LLM", "--tokenizer", "other.model"], "--tokenizer other.model: expected"),
     (["LLM", "--tokenizer", "none.model"], "none.model: not a readable sentencepiece model"),
     (["--preset", "paper", "VISION"], "--preset paper is trained from published weights only: give --audio-weights, "
                                       "--llm-weights"),
-    (["--llm.width", "65536", "--llm.hidden", "999999", "--llm.layers", "9"], "GB are free on cpu"),
+    (["--llm.dim", "65536", "--llm.ffn_dim", "999999", "--llm.layers", "9"], "GB are free on cpu"),
 ])
 def test_what_cannot_be_is_one_line(weights, words, line, capsys):
     small.words(Path("other.model"), 350)
@@ -112,7 +112,7 @@ def test_a_file_too_large_for_the_memory_is_refused_before_it_is_read(weights, m
     with pytest.raises(ConfigError, match=r"--vision-weights .* takes at least 0.0 GB of memory, 0.0 GB are free"):
         published.load(cfg, options)
     with pytest.raises(ConfigError, match=r"training these sizes \(0.00 B parameters\) takes at least"):
-        published.feasible(override(cfg, "llm.vocab", "640"), arguments("", ["--preset", "nano"])[0],
+        published.feasible(override(cfg, "llm.vocab_size", "640"), arguments("", ["--preset", "nano"])[0],
                            SpecialIds(4, 5, (6, 11), 3), torch.device("cpu"))
 
 
@@ -134,7 +134,7 @@ def test_the_paper_s_crab_is_built_and_run_forward_without_memory(monkeypatch):
     layers = [m for m in crab.modules() if isinstance(m, InteractionLoRALinear)]
     assert len(layers) == 7 * cfg.llm.layers and all(m.lora_B.shape[:2] == (3, 8) for m in layers)
     frames = torch.empty(2, 3, 224, 224, dtype=torch.uint8, device="meta")
-    seen, heard = crab.see(frames), crab.hear(torch.empty(2, 98, 128, device="meta"))
+    seen, heard = crab.encode_frames(frames), crab.encode_audio(torch.empty(2, 98, 128, device="meta"))
     assert seen.shape == (2, 3, 256, 1024) and heard.shape == (2, 48, 768)
     visual, audio = crab.visual_qformer(seen[:, 2], 16, 16), crab.audio_qformer(heard, 6, 8)
     assert visual.shape == audio.shape == (2, 32, 4096)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from crab_mini.config import QFormerConfig
 from crab_mini.model.qformer import QFormer, cells, place_code
 
-SMALL = QFormerConfig(width=32, layers=2, heads=4, hidden=48, queries=4, grid=(2, 2))
+SMALL = QFormerConfig(dim=32, layers=2, heads=4, ffn_dim=48, queries=4, grid=(2, 2))
 FREE = dataclasses.replace(SMALL, grid=None)
 
 
@@ -43,10 +43,10 @@ def bert(model: QFormer, x, keys, values, bias):
         for head in range(part.heads):
             size = x.shape[-1] // part.heads
             at = slice(head * size, (head + 1) * size)
-            q, k, v = part.q(x)[..., at], part.k(keys)[..., at], part.v(values)[..., at]
+            q, k, v = part.q_proj(x)[..., at], part.k_proj(keys)[..., at], part.v_proj(values)[..., at]
             own = bias[head] if torch.is_tensor(bias) else 0.0
             heads.append((q @ k.transpose(-1, -2) / size ** 0.5 + own).softmax(-1) @ v)
-        return part.out(torch.cat(heads, -1))
+        return part.o_proj(torch.cat(heads, -1))
 
     for layer in model.layers:
         x = layer.norms[0](x + attention(layer.self_attention, x, x, x))

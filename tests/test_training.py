@@ -14,7 +14,7 @@ from crab_mini.training.checkpoint import load
 from crab_mini.training.loop import Run, _move, fit, seed_all
 from crab_mini.training.optimizer import (
     COOLDOWN,
-    Optimiser,
+    Optimizer,
     hidden_matrices,
     parameter_groups,
     schedule,
@@ -272,11 +272,11 @@ def test_who_moves_what():
 
 def test_the_optimiser_moves_each_group_at_its_rate():
     module = Toy()
-    optimiser = Optimiser(parameter_groups(module, replace(CFG, weight_decay=0.0)))
+    optimizer = Optimizer(parameter_groups(module, replace(CFG, weight_decay=0.0)))
     before = {name: p.clone() for name, p in module.named_parameters()}
-    for p in optimiser.parameters:
+    for p in optimizer.parameters:
         p.grad = torch.ones_like(p) + 1e-3 * torch.randn_like(p)
-    optimiser.step(0.5)
+    optimizer.step(0.5)
     moved = {name: (before[name] - p).detach() for name, p in module.named_parameters()}
     assert torch.allclose(moved["head.weight"], torch.full_like(moved["head.weight"], 0.005), rtol=1e-3)   # AdamW
     spectrum = torch.linalg.svdvals(moved["hidden.weight"])                                                # Muon

@@ -9,8 +9,8 @@ import torch
 from crab_mini.config import VisionConfig
 from crab_mini.model.vision_encoder import ViT, quick_gelu
 
-CONFIG = VisionConfig(image=21, patch=7, width=20, layers=3, heads=4, hidden=36, mask_layers=(1, 2), llm_layer=3)
-SHAPES = [CONFIG, replace(CONFIG, image=23, patch=5, width=27, heads=3, hidden=11, layers=1)]
+CONFIG = VisionConfig(image=21, patch=7, dim=20, layers=3, heads=4, ffn_dim=36, mask_layers=(1, 2), llm_layer=3)
+SHAPES = [CONFIG, replace(CONFIG, image=23, patch=5, dim=27, heads=3, ffn_dim=11, layers=1)]
 
 
 def model(cfg: VisionConfig = CONFIG) -> ViT:
@@ -28,7 +28,7 @@ def pixels_of(cfg: VisionConfig, batch: int = 2) -> torch.Tensor:
 
 def plain_states(vit: ViT, picture: torch.Tensor) -> list[torch.Tensor]:
     """The equations for one picture (3,H,W), patch by patch and head by head, in float64."""
-    cfg, size = vit.cfg, vit.cfg.width // vit.cfg.heads
+    cfg, size = vit.cfg, vit.cfg.dim // vit.cfg.heads
     w = {name: p.detach().double() for name, p in vit.named_parameters()}
 
     def norm(x, name):
@@ -106,7 +106,7 @@ def test_bf16_autocast_stays_near_fp32_and_gradients_reach_everything():
     with torch.autocast("cpu", torch.bfloat16):
         rough = vit.pooled(pixels)
     assert (rough.float() - exact).abs().max() < 0.05 * exact.abs().max()
-    (rough.float() * torch.randn(CONFIG.width)).sum().backward()
+    (rough.float() * torch.randn(CONFIG.dim)).sum().backward()
     dead = [n for n, p in vit.named_parameters() if p.grad is None or p.grad.abs().max() == 0]
     assert not [n for n in dead if not n.endswith("k_proj.bias")], dead       # softmax cancels a bias of the keys
 

@@ -41,11 +41,11 @@ class Features:
 
     def _encode_frames(self, frames: Tensor) -> Tensor:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            return self.crab.see(frames.to(self.device))
+            return self.crab.encode_frames(frames.to(self.device))
 
     def _encode_sounds(self, mels: Tensor) -> Tensor:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            return self.crab.hear(mels.to(self.device).float())
+            return self.crab.encode_audio(mels.to(self.device).float())
 
     def see(self, frames: Tensor) -> Tensor:
         """frames (N,3,H,W) uint8 -> rows (N,) of visual.array() (.,layers,P,Dv)."""

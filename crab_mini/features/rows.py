@@ -136,7 +136,7 @@ class Posed:
         text = self.tokenizer.render(row.seconds, self.cfg.visual_qformer.queries, heard, task.prompt(row.row),
                                      task.answer(row.row, self.reasoning) if answer else None)
         at = visual[frames[row.target]][self.mask_layers] if row.masks is not None else None
-        return Item(row.task, row.uid, row.row, text.ids, text.trained, visual[frames][:, self.llm_layer],
+        return Item(row.task, row.uid, row.row, text.ids, text.loss_mask, visual[frames][:, self.llm_layer],
                     audio[sounds.flatten()], at, row.masks)
 
 

@@ -48,10 +48,10 @@ class PositionConv(nn.Module):
     def __init__(self, cfg: AudioConfig):
         super().__init__()
         self.kernel, self.groups = cfg.conv_pos, cfg.conv_pos_groups
-        self.direction = nn.Parameter(torch.empty(cfg.width, cfg.width // cfg.conv_pos_groups, cfg.conv_pos))
-        nn.init.normal_(self.direction, std=2 / math.sqrt(cfg.conv_pos * cfg.width))
+        self.direction = nn.Parameter(torch.empty(cfg.dim, cfg.dim // cfg.conv_pos_groups, cfg.conv_pos))
+        nn.init.normal_(self.direction, std=2 / math.sqrt(cfg.conv_pos * cfg.dim))
         self.gain = nn.Parameter(self.direction.detach().norm(dim=(0, 1), keepdim=True))       # (1,1,kernel)
-        self.bias = nn.Parameter(torch.zeros(cfg.width))
+        self.bias = nn.Parameter(torch.zeros(cfg.dim))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B,N,D) -> (B,N,D). An even kernel yields one place too many; the last one goes."""
@@ -66,9 +66,9 @@ class Attention(nn.Module):
     def __init__(self, cfg: AudioConfig):
         super().__init__()
         self.heads = cfg.heads
-        self.q_proj, self.k_proj = nn.Linear(cfg.width, cfg.width), nn.Linear(cfg.width, cfg.width)
-        self.v_proj, self.o_proj = nn.Linear(cfg.width, cfg.width), nn.Linear(cfg.width, cfg.width)
-        self.gate = nn.Linear(cfg.width // cfg.heads, 8)                    # the same for all heads
+        self.q_proj, self.k_proj = nn.Linear(cfg.dim, cfg.dim), nn.Linear(cfg.dim, cfg.dim)
+        self.v_proj, self.o_proj = nn.Linear(cfg.dim, cfg.dim), nn.Linear(cfg.dim, cfg.dim)
+        self.gate = nn.Linear(cfg.dim // cfg.heads, 8)                    # the same for all heads
         self.gate_scale = nn.Parameter(torch.ones(1, cfg.heads, 1, 1))
 
     def forward(self, x: Tensor, bias: Tensor, padded: Tensor | None) -> Tensor:
@@ -89,9 +89,9 @@ class Layer(nn.Module):
     def __init__(self, cfg: AudioConfig):
         super().__init__()
         self.alpha = (2 * cfg.layers) ** 0.25
-        self.attention, self.attention_norm = Attention(cfg), nn.LayerNorm(cfg.width)
-        self.up, self.down = nn.Linear(cfg.width, cfg.hidden), nn.Linear(cfg.hidden, cfg.width)
-        self.mlp_norm = nn.LayerNorm(cfg.width)
+        self.attention, self.attention_norm = Attention(cfg), nn.LayerNorm(cfg.dim)
+        self.up, self.down = nn.Linear(cfg.dim, cfg.ffn_dim), nn.Linear(cfg.ffn_dim, cfg.dim)
+        self.mlp_norm = nn.LayerNorm(cfg.dim)
 
     def forward(self, x: Tensor, bias: Tensor, padded: Tensor | None) -> Tensor:
         """(B,N,D) -> (B,N,D)."""
@@ -104,8 +104,8 @@ class BEATs(nn.Module):
 
     def __init__(self, cfg: AudioConfig):
         super().__init__()
-        if cfg.width % cfg.heads or cfg.width % cfg.conv_pos_groups or MEL_BINS % cfg.patch:
-            raise ValueError("AudioConfig: width must be a multiple of heads and of conv_pos_groups, and 128 of patch, "
+        if cfg.dim % cfg.heads or cfg.dim % cfg.conv_pos_groups or MEL_BINS % cfg.patch:
+            raise ValueError("AudioConfig: dim must be a multiple of heads and of conv_pos_groups, and 128 of patch, "
                              f"found {cfg}")
         if cfg.buckets < 4 or cfg.max_distance <= cfg.buckets // 4:
             raise ValueError("AudioConfig: expected buckets >= 4 and max_distance > buckets / 4, "
@@ -113,9 +113,9 @@ class BEATs(nn.Module):
         self.cfg = cfg
         self.patches = nn.Conv2d(1, cfg.embed, cfg.patch, cfg.patch, bias=False)
         self.patch_norm = nn.LayerNorm(cfg.embed)
-        self.project = nn.Linear(cfg.embed, cfg.width)
+        self.project = nn.Linear(cfg.embed, cfg.dim)
         self.position = PositionConv(cfg)
-        self.input_norm = nn.LayerNorm(cfg.width)
+        self.input_norm = nn.LayerNorm(cfg.dim)
         self.distance_bias = nn.Embedding(cfg.buckets, cfg.heads)
         self.layers = nn.ModuleList(Layer(cfg) for _ in range(cfg.layers))
         self._initialise()

@@ -60,14 +60,14 @@ class Crab(nn.Module):
         self.vision = parts.get("vision") or ViT(cfg.vision)
         self.audio = parts.get("audio") or BEATs(cfg.audio)
         self.llm = parts.get("llm") or LLM(cfg.llm)
-        self.visual_qformer = QFormer(cfg.visual_qformer, cfg.vision.width, cfg.llm.width)
-        self.audio_qformer = QFormer(cfg.audio_qformer, cfg.audio.width, cfg.llm.width)
-        self.mask_prompt = nn.Linear(cfg.llm.width, cfg.mask.width)
-        self.segmentation = SegmentationHead(cfg.mask, cfg.vision.width)
+        self.visual_qformer = QFormer(cfg.visual_qformer, cfg.vision.dim, cfg.llm.dim)
+        self.audio_qformer = QFormer(cfg.audio_qformer, cfg.audio.dim, cfg.llm.dim)
+        self.mask_prompt = nn.Linear(cfg.llm.dim, cfg.mask.dim)
+        self.segmentation = SegmentationHead(cfg.mask, cfg.vision.dim)
         self.register_buffer("pixel_mean", torch.tensor(CLIP_MEAN)[:, None, None], persistent=False)
         self.register_buffer("pixel_std", torch.tensor(CLIP_STD)[:, None, None], persistent=False)
 
-    def only(self, *parts: nn.Module) -> None:
+    def freeze_except(self, *parts: nn.Module) -> None:
         """Freezes everything but these parts (and within them what no output depends on)."""
         self.requires_grad_(False)
         for part in parts:
@@ -81,14 +81,14 @@ class Crab(nn.Module):
         return self
 
     @torch.no_grad()
-    def see(self, frames: Tensor) -> Tensor:
+    def encode_frames(self, frames: Tensor) -> Tensor:
         """frames (N,3,H,W) uint8 -> (N,K,P,Dv): the patch features of the layers in `cfg.vision.kept`."""
         pixels = (frames.float() / 255 - self.pixel_mean) / self.pixel_std
         states = self.vision.hidden_states(pixels)
         return torch.stack([states[i][:, 1:] for i in self.cfg.vision.kept], 1)
 
     @torch.no_grad()
-    def hear(self, mels: Tensor) -> Tensor:
+    def encode_audio(self, mels: Tensor) -> Tensor:
         """Log-mels (N,F,128) of one piece of sound each -> (N,P,Da)."""
         return self.audio(mels)[0]
 
@@ -120,10 +120,10 @@ class Crab(nn.Module):
         size = self.cfg.vision.image
         return self.segmentation(list(features.float().unbind(1)), self.mask_prompt(states), (size, size))
 
-    def mask_states(self, hidden: Tensor, ids: Tensor, trained: Tensor) -> Tensor:
+    def mask_states(self, hidden: Tensor, ids: Tensor, loss_mask: Tensor) -> Tensor:
         """(B,L,D) -> (G,scales*tokens,D): the states one place before each <mask_i> of the answers."""
         first, last = self.ids.masks
-        at = (ids >= first) & (ids <= last) & trained                       # (B,L)
+        at = (ids >= first) & (ids <= last) & loss_mask                       # (B,L)
         return hidden[:, :-1][at[:, 1:]].unflatten(0, (-1, last - first + 1))
 
     def states(self, batch: Batch, visual: Tensor, audio: Tensor) -> Tensor:
@@ -132,7 +132,7 @@ class Crab(nn.Module):
 
     def text_loss(self, batch: Batch, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """(sum, count) of the cross-entropy over the answers' ids."""
-        wanted = batch.trained[:, 1:]
+        wanted = batch.loss_mask[:, 1:]
         targets = batch.ids[:, 1:][wanted]                                  # (N,)
         logits = self.llm.head(hidden[:, :-1][wanted]).float()              # (N,V)
         return F.cross_entropy(logits, targets, reduction="sum"), wanted.sum()
@@ -142,7 +142,7 @@ class Crab(nn.Module):
         hidden = self.states(batch, visual, audio)
         parts = {"text": self.text_loss(batch, hidden)}
         if batch.masks is not None:
-            states = self.mask_states(hidden, batch.ids, batch.trained)     # (G,6,D)
+            states = self.mask_states(hidden, batch.ids, batch.loss_mask)     # (G,6,D)
             parts |= mask_losses(self.mask_logits(states, batch.mask_features), batch.masks)
         return parts
 
@@ -154,7 +154,7 @@ class Crab(nn.Module):
         """
         visual, audio = self.interface_tokens(batch)
         embeds = self.embed(batch, visual, audio)
-        ids, hidden = self.llm.generate_states(embeds, batch.valid, limit, self.ids.eos)     # (B,N), (B,N,D)
+        ids, hidden = self.llm.generate_states(embeds, batch.attention_mask, limit, self.ids.eos)     # (B,N), (B,N,D)
         first, last = self.ids.masks
         answers = Answers([], [])
         for row, states, feature in zip(ids, hidden, features):

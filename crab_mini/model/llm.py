@@ -45,7 +45,7 @@ def rotary_table(positions: Tensor, size: int, theta: float) -> tuple[Tensor, Te
     return angle.cos(), angle.sin()
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def apply_rotary_emb(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turns dimension i together with i + size/2 (LLaMA's halves, not neighbouring pairs): (B,H,L,size) -> same."""
     first, second = x.chunk(2, -1)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), -1)
@@ -54,14 +54,14 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 class KVCache:
     """Keys and values of all past tokens, allocated once for `capacity` tokens a row.
 
-    length: columns written so far. valid (B,capacity): which of them are real; None while no padding was seen.
+    length: columns written so far. attention_mask (B,capacity): which of them are real; None while no padding was seen.
     seen (B,): real tokens a row so far, which is the next token's position.
     """
 
     def __init__(self, layers: int, capacity: int):
         self.capacity, self.length = capacity, 0
         self.kept: list[tuple[Tensor, Tensor] | None] = [None] * layers
-        self.valid: Tensor | None = None
+        self.attention_mask: Tensor | None = None
         self.seen: Tensor | int = 0
 
     def write(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -77,11 +77,11 @@ class KVCache:
 
     def extend(self, mask: Tensor | None, length: int) -> Tensor | None:
         """Notes which of `length` new columns are real; mask (B,length) or None. Returns (B,self.length+length)."""
-        if mask is not None and self.valid is None:
-            self.valid = mask.new_ones(len(mask), self.capacity)
+        if mask is not None and self.attention_mask is None:
+            self.attention_mask = mask.new_ones(len(mask), self.capacity)
         if mask is not None:
-            self.valid[:, self.length:self.length + length] = mask
-        return None if self.valid is None else self.valid[:, :self.length + length]
+            self.attention_mask[:, self.length:self.length + length] = mask
+        return None if self.attention_mask is None else self.attention_mask[:, :self.length + length]
 
 
 class Attention(nn.Module):
@@ -89,11 +89,11 @@ class Attention(nn.Module):
 
     def __init__(self, cfg: LLMConfig):
         super().__init__()
-        self.heads, self.kv_heads, self.size = cfg.heads, cfg.kv_heads, cfg.width // cfg.heads
-        self.q_proj = nn.Linear(cfg.width, cfg.width, bias=False)
-        self.k_proj = nn.Linear(cfg.width, cfg.kv_heads * self.size, bias=False)
-        self.v_proj = nn.Linear(cfg.width, cfg.kv_heads * self.size, bias=False)
-        self.o_proj = nn.Linear(cfg.width, cfg.width, bias=False)
+        self.heads, self.kv_heads, self.size = cfg.heads, cfg.kv_heads, cfg.dim // cfg.heads
+        self.q_proj = nn.Linear(cfg.dim, cfg.dim, bias=False)
+        self.k_proj = nn.Linear(cfg.dim, cfg.kv_heads * self.size, bias=False)
+        self.v_proj = nn.Linear(cfg.dim, cfg.kv_heads * self.size, bias=False)
+        self.o_proj = nn.Linear(cfg.dim, cfg.dim, bias=False)
 
     def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor | None, cache: KVCache | None,
                 layer: int) -> Tensor:
@@ -101,7 +101,7 @@ class Attention(nn.Module):
         q, k, v = (proj(x).unflatten(-1, (-1, self.size)).transpose(1, 2)        # (B,H,L,d)
                    for proj in (self.q_proj, self.k_proj, self.v_proj))
         cos, sin = (t.to(q.dtype) for t in rotary)
-        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        q, k = apply_rotary_emb(q, cos, sin), apply_rotary_emb(k, cos, sin)
         if cache is not None:
             k, v = cache.write(layer, k, v)
         y = attend(q, k, v, mask, causal=mask is None and q.shape[2] > 1)        # (B,H,L,d)
@@ -113,9 +113,9 @@ class SwiGLU(nn.Module):
 
     def __init__(self, cfg: LLMConfig):
         super().__init__()
-        self.gate_proj = nn.Linear(cfg.width, cfg.hidden, bias=False)
-        self.up_proj = nn.Linear(cfg.width, cfg.hidden, bias=False)
-        self.down_proj = nn.Linear(cfg.hidden, cfg.width, bias=False)
+        self.gate_proj = nn.Linear(cfg.dim, cfg.ffn_dim, bias=False)
+        self.up_proj = nn.Linear(cfg.dim, cfg.ffn_dim, bias=False)
+        self.down_proj = nn.Linear(cfg.ffn_dim, cfg.dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B,L,D) -> (B,L,D)."""
@@ -127,8 +127,8 @@ class Block(nn.Module):
 
     def __init__(self, cfg: LLMConfig):
         super().__init__()
-        self.attention_norm, self.attention = RMSNorm(cfg.width, cfg.norm_eps), Attention(cfg)
-        self.mlp_norm, self.mlp = RMSNorm(cfg.width, cfg.norm_eps), SwiGLU(cfg)
+        self.attention_norm, self.attention = RMSNorm(cfg.dim, cfg.norm_eps), Attention(cfg)
+        self.mlp_norm, self.mlp = RMSNorm(cfg.dim, cfg.norm_eps), SwiGLU(cfg)
 
     def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor | None, cache: KVCache | None,
                 layer: int) -> Tensor:
@@ -137,15 +137,15 @@ class Block(nn.Module):
         return x + self.mlp(self.mlp_norm(x))
 
 
-def _look_mask(valid: Tensor, queries: int) -> Tensor:
-    """valid (B,K) over all keys, of which the last `queries` also ask -> (B,1,queries,K): causal and real.
+def causal_mask(attention_mask: Tensor, queries: int) -> Tensor:
+    """attention_mask (B,K) over all keys, of which the last `queries` also ask -> (B,1,queries,K): causal and real.
 
     Every query sees itself, a padded one nothing else: a row of nothing but -inf would be NaN after the softmax.
     """
-    keys = valid.shape[1]
-    column = torch.arange(keys, device=valid.device)
+    keys = attention_mask.shape[1]
+    column = torch.arange(keys, device=attention_mask.device)
     row = column[keys - queries:, None]                                          # (queries,1)
-    return ((column < row) & valid[:, None, None, :]) | (column == row)
+    return ((column < row) & attention_mask[:, None, None, :]) | (column == row)
 
 
 def _mean_rows(weight: Tensor, rows: int) -> nn.Parameter:
@@ -184,37 +184,37 @@ class LLM(nn.Module):
 
     def __init__(self, cfg: LLMConfig):
         super().__init__()
-        if cfg.width % (2 * cfg.heads) or cfg.heads % cfg.kv_heads:
-            raise ValueError("LLMConfig: width must be a multiple of 2 * heads and heads of kv_heads, "
-                             f"found width {cfg.width}, heads {cfg.heads}, kv_heads {cfg.kv_heads}")
+        if cfg.dim % (2 * cfg.heads) or cfg.heads % cfg.kv_heads:
+            raise ValueError("LLMConfig: dim must be a multiple of 2 * heads and heads of kv_heads, "
+                             f"found dim {cfg.dim}, heads {cfg.heads}, kv_heads {cfg.kv_heads}")
         self.cfg = cfg
-        self.embed = nn.Embedding(cfg.vocab, cfg.width)
+        self.embed = nn.Embedding(cfg.vocab_size, cfg.dim)
         self.blocks = nn.ModuleList(Block(cfg) for _ in range(cfg.layers))
-        self.norm = RMSNorm(cfg.width, cfg.norm_eps)
-        self.head = nn.Linear(cfg.width, cfg.vocab, bias=False)
+        self.norm = RMSNorm(cfg.dim, cfg.norm_eps)
+        self.head = nn.Linear(cfg.dim, cfg.vocab_size, bias=False)
         for name, p in self.named_parameters():
             if p.ndim == 2:        # what each block adds to the residual starts smaller the more blocks there are
                 residual = name.endswith(("o_proj.weight", "down_proj.weight"))
                 nn.init.normal_(p, std=0.02 / math.sqrt(2 * cfg.layers) if residual else 0.02)
 
-    def grow(self, vocab: int) -> "LLM":
+    def resize_token_embeddings(self, vocab: int) -> "LLM":
         """Rows for added tokens in the embedding and the head, once; nothing to do where there are as many already.
 
         Published weights do not know the special tokens. The new rows stand beside the old ones, so that they can be
         trained while those are frozen. ValueError for fewer rows than there are, or a second time.
         """
-        if vocab < self.cfg.vocab:
-            raise ValueError(f"grow: expected at least the {self.cfg.vocab} rows there are, found {vocab}")
-        if vocab > self.cfg.vocab:
+        if vocab < self.cfg.vocab_size:
+            raise ValueError(f"resize_token_embeddings: expected at least the {self.cfg.vocab_size} rows there are, found {vocab}")
+        if vocab > self.cfg.vocab_size:
             if self.added():
-                raise ValueError(f"grow: the LLM has grown to {self.cfg.vocab} rows already")
-            rows = vocab - self.cfg.vocab
+                raise ValueError(f"resize_token_embeddings: the LLM has grown to {self.cfg.vocab_size} rows already")
+            rows = vocab - self.cfg.vocab_size
             self.embed, self.head = GrownEmbedding(self.embed, rows), GrownHead(self.head, rows)
-            self.cfg = replace(self.cfg, vocab=vocab)
+            self.cfg = replace(self.cfg, vocab_size=vocab)
         return self
 
     def added(self) -> list[nn.Parameter]:
-        """The rows of added tokens, (rows,D) each: none before `grow`."""
+        """The rows of added tokens, (rows,D) each: none before `resize_token_embeddings`."""
         return [part.added for part in (self.embed, self.head) if isinstance(part, (GrownEmbedding, GrownHead))]
 
     def encode(self, embeds: Tensor, mask: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
@@ -230,15 +230,15 @@ class LLM(nn.Module):
         positions = torch.arange(length, device=embeds.device).expand(batch, -1)               # (B,L)
         if mask is not None:
             positions = mask.long().cumsum(1) - 1                    # -1 at padding: nobody reads what is there
-        valid = mask
+        attention_mask = mask
         if cache is not None:
-            start, valid = cache.seen, cache.extend(mask, length)
+            start, attention_mask = cache.seen, cache.extend(mask, length)
             positions = positions + start
             cache.seen = positions[:, -1:] + 1
-        rotary = rotary_table(positions, self.cfg.width // self.cfg.heads, self.cfg.rope_theta)
-        if valid is None and past and length > 1:
-            valid = torch.ones(batch, past + length, dtype=torch.bool, device=embeds.device)
-        look = None if valid is None else _look_mask(valid, length)
+        rotary = rotary_table(positions, self.cfg.dim // self.cfg.heads, self.cfg.rope_theta)
+        if attention_mask is None and past and length > 1:
+            attention_mask = torch.ones(batch, past + length, dtype=torch.bool, device=embeds.device)
+        look = None if attention_mask is None else causal_mask(attention_mask, length)
         x = embeds
         for layer, block in enumerate(self.blocks):
             x = block(x, rotary, look, cache, layer)
@@ -251,19 +251,19 @@ class LLM(nn.Module):
         return self.head(self.encode(self.embed(ids), None if attention_mask is None else attention_mask.bool()))
 
     @torch.no_grad()
-    def generate_states(self, embeds: Tensor, valid: Tensor, max_new_tokens: int,
+    def generate_states(self, embeds: Tensor, attention_mask: Tensor, max_new_tokens: int,
                         eos: int | None) -> tuple[Tensor, Tensor]:
         """Greedy continuation of left-padded prompts: ids (B,N) and the states (B,N,D) that predicted them.
 
-        embeds (B,L,D), valid (B,L) bool. Ends after max_new_tokens or once every row has emitted `eos` (None: never);
+        embeds (B,L,D), attention_mask (B,L) bool. Ends after max_new_tokens or once every row has emitted `eos` (None: never);
         a row that ended earlier is filled with `eos`. ValueError for no new tokens or padding on the right.
         """
         if max_new_tokens < 1:
             raise ValueError(f"generate: expected max_new_tokens of at least 1, found {max_new_tokens}")
-        if not bool(valid[:, -1].all()):
+        if not bool(attention_mask[:, -1].all()):
             raise ValueError("generate: expected prompts padded on the left, found a row that ends with padding")
         cache = KVCache(len(self.blocks), embeds.shape[1] + max_new_tokens)
-        mask = None if bool(valid.all()) else valid
+        mask = None if bool(attention_mask.all()) else attention_mask
         ended = torch.zeros(len(embeds), dtype=torch.bool, device=embeds.device)
         ids, states = [], []
         while len(ids) < max_new_tokens and not bool(ended.all()):
@@ -279,5 +279,5 @@ class LLM(nn.Module):
     def generate(self, ids: Tensor, max_new_tokens: int, attention_mask: Tensor | None = None,
                  eos: int | None = None) -> Tensor:
         """ids (B,L), padded on the left where attention_mask (B,L) is zero -> the new ids alone (B,N)."""
-        valid = torch.ones_like(ids) if attention_mask is None else attention_mask
-        return self.generate_states(self.embed(ids), valid.bool(), max_new_tokens, eos)[0]
+        attention_mask = torch.ones_like(ids) if attention_mask is None else attention_mask
+        return self.generate_states(self.embed(ids), attention_mask.bool(), max_new_tokens, eos)[0]

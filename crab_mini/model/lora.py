@@ -3,7 +3,7 @@
 The cooperation on the model side (paper section 3.2): every linear layer of the frozen LLM carries one shared A,
 E heads B_i and a router g = softmax(R x) per token, so y = W x + (alpha / r) · sum_i g_i · B_i A x. Unusual: all of it
 is one operation (fused_lora) with a hand-written backward, not a loop over heads.
-    attach(llm.blocks, LoRAConfig(rank=8, heads=3));  optimiser over lora_parameters(llm)
+    attach(llm.blocks, LoRAConfig(rank=8, heads=3));  optimizer over lora_parameters(llm)
 Departs from official Crab: A x is computed once, one dropout mask is shared by the heads, and `train()` returns the
 module. Official names map as weight, bias, lora_A.weight -> lora_A, lora_route.weight -> lora_route,
 lora_B{i}.weight.T -> lora_B[i].

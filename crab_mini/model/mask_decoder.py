@@ -200,11 +200,11 @@ class SegmentationHead(nn.Module):
     def __init__(self, cfg: MaskConfig, vision_width: int):
         super().__init__()
         self.cfg = cfg
-        self.necks = nn.ModuleList(nn.Sequential(nn.Linear(vision_width, cfg.width), nn.LayerNorm(cfg.width, eps=1e-6))
+        self.necks = nn.ModuleList(nn.Sequential(nn.Linear(vision_width, cfg.dim), nn.LayerNorm(cfg.dim, eps=1e-6))
                                    for _ in range(cfg.scales))
-        self.decoders = nn.ModuleList(MaskDecoder(cfg.width, cfg.layers, cfg.heads, cfg.hidden)
+        self.decoders = nn.ModuleList(MaskDecoder(cfg.dim, cfg.layers, cfg.heads, cfg.ffn_dim)
                                       for _ in range(cfg.scales))
-        self.position = PositionCode(cfg.width)
+        self.position = PositionCode(cfg.dim)
         self.freeze_unused()
 
     def freeze_unused(self) -> None:

@@ -42,15 +42,15 @@ class Attention(nn.Module):
     def __init__(self, width: int, context: int, heads: int):
         super().__init__()
         self.heads = heads
-        self.q, self.k, self.v = nn.Linear(width, width), nn.Linear(context, width), nn.Linear(context, width)
-        self.out = nn.Linear(width, width)
+        self.q_proj, self.k_proj = nn.Linear(width, width), nn.Linear(context, width)
+        self.v_proj, self.o_proj = nn.Linear(context, width), nn.Linear(width, width)
 
     def forward(self, x: torch.Tensor, keys: torch.Tensor, values: torch.Tensor,
                 bias: torch.Tensor | None = None) -> torch.Tensor:
         q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2)                    # (N,H,.,D/H)
-                   for part in (self.q(x), self.k(keys), self.v(values)))
+                   for part in (self.q_proj(x), self.k_proj(keys), self.v_proj(values)))
         y = attend(q, k, v, None if bias is None else bias[None])
-        return self.out(y.transpose(1, 2).flatten(2))                                      # (N,Q,D)
+        return self.o_proj(y.transpose(1, 2).flatten(2))                                      # (N,Q,D)
 
 
 class Layer(nn.Module):
@@ -58,10 +58,10 @@ class Layer(nn.Module):
 
     def __init__(self, cfg: QFormerConfig, features: int):
         super().__init__()
-        self.self_attention = Attention(cfg.width, cfg.width, cfg.heads)
-        self.cross_attention = Attention(cfg.width, features, cfg.heads)
-        self.mlp = nn.Sequential(nn.Linear(cfg.width, cfg.hidden), nn.GELU(), nn.Linear(cfg.hidden, cfg.width))
-        self.norms = nn.ModuleList(nn.LayerNorm(cfg.width, eps=1e-12) for _ in range(3))
+        self.self_attention = Attention(cfg.dim, cfg.dim, cfg.heads)
+        self.cross_attention = Attention(cfg.dim, features, cfg.heads)
+        self.mlp = nn.Sequential(nn.Linear(cfg.dim, cfg.ffn_dim), nn.GELU(), nn.Linear(cfg.ffn_dim, cfg.dim))
+        self.norms = nn.ModuleList(nn.LayerNorm(cfg.dim, eps=1e-12) for _ in range(3))
 
     def forward(self, x, keys, values, bias):
         x = self.norms[0](x + self.self_attention(x, x, x))
@@ -75,13 +75,13 @@ class QFormer(nn.Module):
     def __init__(self, cfg: QFormerConfig, features: int, out: int):
         super().__init__()
         self.cfg = cfg
-        self.queries = nn.Parameter(0.02 * torch.randn(cfg.queries, cfg.width))
+        self.queries = nn.Parameter(0.02 * torch.randn(cfg.queries, cfg.dim))
         self.normalise = nn.LayerNorm(features)          # encoders differ in scale; keys start out alike
-        self.norm = nn.LayerNorm(cfg.width, eps=1e-12)
+        self.norm = nn.LayerNorm(cfg.dim, eps=1e-12)
         self.layers = nn.ModuleList(Layer(cfg, features) for _ in range(cfg.layers))
-        self.out = nn.Linear(cfg.width, out)
+        self.out = nn.Linear(cfg.dim, out)
         if cfg.grid:
-            self.start = nn.Linear(features, cfg.width)
+            self.start = nn.Linear(features, cfg.dim)
             self.pull = nn.Parameter(torch.full((cfg.heads,), 2.0))
 
     def forward(self, features: torch.Tensor, h: int, w: int) -> torch.Tensor:

@@ -28,8 +28,8 @@ class Attention(nn.Module):
     def __init__(self, cfg: VisionConfig):
         super().__init__()
         self.heads = cfg.heads
-        self.q_proj, self.k_proj = nn.Linear(cfg.width, cfg.width), nn.Linear(cfg.width, cfg.width)
-        self.v_proj, self.o_proj = nn.Linear(cfg.width, cfg.width), nn.Linear(cfg.width, cfg.width)
+        self.q_proj, self.k_proj = nn.Linear(cfg.dim, cfg.dim), nn.Linear(cfg.dim, cfg.dim)
+        self.v_proj, self.o_proj = nn.Linear(cfg.dim, cfg.dim), nn.Linear(cfg.dim, cfg.dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B,1+P,D) -> (B,1+P,D)."""
@@ -43,7 +43,7 @@ class MLP(nn.Module):
 
     def __init__(self, cfg: VisionConfig):
         super().__init__()
-        self.up, self.down = nn.Linear(cfg.width, cfg.hidden), nn.Linear(cfg.hidden, cfg.width)
+        self.up, self.down = nn.Linear(cfg.dim, cfg.ffn_dim), nn.Linear(cfg.ffn_dim, cfg.dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B,1+P,D) -> (B,1+P,D)."""
@@ -55,8 +55,8 @@ class Layer(nn.Module):
 
     def __init__(self, cfg: VisionConfig):
         super().__init__()
-        self.attention_norm, self.attention = nn.LayerNorm(cfg.width, cfg.norm_eps), Attention(cfg)
-        self.mlp_norm, self.mlp = nn.LayerNorm(cfg.width, cfg.norm_eps), MLP(cfg)
+        self.attention_norm, self.attention = nn.LayerNorm(cfg.dim, cfg.norm_eps), Attention(cfg)
+        self.mlp_norm, self.mlp = nn.LayerNorm(cfg.dim, cfg.norm_eps), MLP(cfg)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B,1+P,D) -> (B,1+P,D)."""
@@ -69,20 +69,20 @@ class ViT(nn.Module):
 
     def __init__(self, cfg: VisionConfig):
         super().__init__()
-        if cfg.width % cfg.heads:
-            raise ValueError(f"VisionConfig: width must be a multiple of heads, found {cfg.width} and {cfg.heads}")
+        if cfg.dim % cfg.heads:
+            raise ValueError(f"VisionConfig: dim must be a multiple of heads, found {cfg.dim} and {cfg.heads}")
         self.cfg = cfg
-        self.patches = nn.Conv2d(3, cfg.width, cfg.patch, cfg.patch, bias=False)
-        self.class_token = nn.Parameter(torch.empty(cfg.width))
-        self.positions = nn.Embedding(1 + cfg.grid ** 2, cfg.width)
-        self.input_norm = nn.LayerNorm(cfg.width, cfg.norm_eps)
+        self.patches = nn.Conv2d(3, cfg.dim, cfg.patch, cfg.patch, bias=False)
+        self.class_token = nn.Parameter(torch.empty(cfg.dim))
+        self.positions = nn.Embedding(1 + cfg.grid ** 2, cfg.dim)
+        self.input_norm = nn.LayerNorm(cfg.dim, cfg.norm_eps)
         self.layers = nn.ModuleList(Layer(cfg) for _ in range(cfg.layers))
-        self.pooled_norm = nn.LayerNorm(cfg.width, cfg.norm_eps)
+        self.pooled_norm = nn.LayerNorm(cfg.dim, cfg.norm_eps)
         self._initialise()
 
     def _initialise(self) -> None:
         """CLIP's own: width^-0.5, what a layer adds to the residual smaller the more layers there are."""
-        near, depth = self.cfg.width ** -0.5, (2 * self.cfg.layers) ** -0.5
+        near, depth = self.cfg.dim ** -0.5, (2 * self.cfg.layers) ** -0.5
         for weight in (self.patches.weight, self.positions.weight):
             nn.init.normal_(weight, std=0.02)
         nn.init.normal_(self.class_token, std=near)
@@ -90,7 +90,7 @@ class ViT(nn.Module):
             attention = layer.attention
             for linear, std in ((attention.q_proj, near * depth), (attention.k_proj, near * depth),
                                 (attention.v_proj, near * depth), (attention.o_proj, near),
-                                (layer.mlp.up, (2 * self.cfg.width) ** -0.5), (layer.mlp.down, near * depth)):
+                                (layer.mlp.up, (2 * self.cfg.dim) ** -0.5), (layer.mlp.down, near * depth)):
                 nn.init.normal_(linear.weight, std=std)
                 nn.init.zeros_(linear.bias)
 

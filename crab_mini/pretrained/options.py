@@ -93,8 +93,8 @@ def load(cfg: Config, options: Namespace) -> tuple[Config, dict[str, nn.Module]]
 def tokenizer_of(options: Namespace, llm: nn.Module) -> Tokenizer:
     """LLaMA's own tokenizer with this project's tokens behind its vocabulary; ConfigError if it is another model's."""
     tokenizer = Tokenizer.load(options.tokenizer)
-    if tokenizer.known != llm.cfg.vocab:
-        raise ConfigError(f"--tokenizer {options.tokenizer}: expected {llm.cfg.vocab} pieces, as --llm-weights has "
+    if tokenizer.known != llm.cfg.vocab_size:
+        raise ConfigError(f"--tokenizer {options.tokenizer}: expected {llm.cfg.vocab_size} pieces, as --llm-weights has "
                           f"rows, found {tokenizer.known}")
     return tokenizer
 
@@ -113,7 +113,7 @@ def outline(cfg: Config, ids: SpecialIds) -> Crab:
 def feasible(cfg: Config, options: Namespace, ids: SpecialIds, device: torch.device) -> None:
     """ConfigError if training needs more memory than there is.
 
-    Counted are the weights, and for what any stage trains its gradient and the optimiser's state, not activations.
+    Counted are the weights, and for what any stage trains its gradient and the optimizer's state, not activations.
     """
     crab = outline(cfg, ids)
     count = {name: sum(p.numel() for p in part.parameters()) for name, part in crab.named_children()}

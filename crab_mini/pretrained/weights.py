@@ -148,8 +148,8 @@ def beats(config: Mapping, state_dict: Mapping[str, Tensor]) -> BEATs:
     require(call, absent | dict(config), layer_norm_first=False, conv_bias=False, activation_fn="gelu", deep_norm=True,
             gru_rel_pos=True, relative_position_embedding=True)
     fields = {ours: number(call, config, name) for ours, name in {
-        "patch": "input_patch_size", "embed": "embed_dim", "width": "encoder_embed_dim", "layers": "encoder_layers",
-        "heads": "encoder_attention_heads", "hidden": "encoder_ffn_embed_dim", "conv_pos": "conv_pos",
+        "patch": "input_patch_size", "embed": "embed_dim", "dim": "encoder_embed_dim", "layers": "encoder_layers",
+        "heads": "encoder_attention_heads", "ffn_dim": "encoder_ffn_embed_dim", "conv_pos": "conv_pos",
         "conv_pos_groups": "conv_pos_groups", "buckets": "num_buckets", "max_distance": "max_distance"}.items()}
     table = "encoder.layers.{}.self_attn.relative_attention_bias.weight"
     return load(call, lambda: BEATs(AudioConfig(**fields)), (BEATS_NAMES,), state_dict, BEATS_SPARE,
@@ -168,8 +168,8 @@ def clip_vit(config: Mapping, state_dict: Mapping[str, Tensor]) -> ViT:
     layers = number(call, config, "num_hidden_layers")
     cfg = VisionConfig(
         image=number(call, config, "image_size"), patch=number(call, config, "patch_size"),
-        width=number(call, config, "hidden_size"), heads=number(call, config, "num_attention_heads"), layers=layers,
-        hidden=number(call, config, "intermediate_size"), norm_eps=number(call, config, "layer_norm_eps", float, 1e-5),
+        dim=number(call, config, "hidden_size"), heads=number(call, config, "num_attention_heads"), layers=layers,
+        ffn_dim=number(call, config, "intermediate_size"), norm_eps=number(call, config, "layer_norm_eps", float, 1e-5),
         mask_layers=(max(layers - 10, 0), max(layers - 2, 0)), llm_layer=max(layers - 1, 0))
     return load(call, lambda: ViT(cfg), (CLIP_NAMES,), state_dict, CLIP_SPARE)
 
@@ -180,12 +180,12 @@ def llama(config: Mapping, state_dict: Mapping[str, Tensor]) -> LLM:
     config = dict(config) | dict(config.get("rope_parameters") or {})             # where newer files put rope_theta
     require(call, config, hidden_act="silu", tie_word_embeddings=False, attention_bias=False, mlp_bias=False,
             rope_scaling=None, rope_type="default")
-    width, heads = number(call, config, "hidden_size"), number(call, config, "num_attention_heads")
-    require(call, config, head_dim=width // heads)
+    dim, heads = number(call, config, "hidden_size"), number(call, config, "num_attention_heads")
+    require(call, config, head_dim=dim // heads)
     cfg = LLMConfig(
-        vocab=number(call, config, "vocab_size"), width=width, layers=number(call, config, "num_hidden_layers"),
+        vocab_size=number(call, config, "vocab_size"), dim=dim, layers=number(call, config, "num_hidden_layers"),
         heads=heads, kv_heads=number(call, config, "num_key_value_heads", default=heads),
-        hidden=number(call, config, "intermediate_size"), norm_eps=number(call, config, "rms_norm_eps", float, 1e-6),
+        ffn_dim=number(call, config, "intermediate_size"), norm_eps=number(call, config, "rms_norm_eps", float, 1e-6),
         rope_theta=number(call, config, "rope_theta", float, 10000.0))
     bare = {ours: name.removeprefix("model.") for ours, name in LLAMA_NAMES.items()}
     return load(call, lambda: LLM(cfg), (LLAMA_NAMES, bare), state_dict, LLAMA_SPARE)

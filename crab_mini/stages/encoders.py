@@ -74,9 +74,9 @@ class SeeStage(nn.Module):
         super().__init__()
         cfg = crab.cfg.vision
         self.crab, self.patch = crab, cfg.patch
-        crab.only(crab.vision)
-        self.solid_heads = nn.ModuleList(nn.Linear(cfg.width, cfg.patch ** 2) for _ in cfg.mask_layers)
-        self.share_heads = nn.ModuleList(nn.Linear(cfg.width, categories + 1) for _ in cfg.mask_layers)
+        crab.freeze_except(crab.vision)
+        self.solid_heads = nn.ModuleList(nn.Linear(cfg.dim, cfg.patch ** 2) for _ in cfg.mask_layers)
+        self.share_heads = nn.ModuleList(nn.Linear(cfg.dim, categories + 1) for _ in cfg.mask_layers)
 
     def losses(self, batch: tuple[Tensor, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
         """{part: (sum, count)}: cross-entropy of a patch's shares, binary cross-entropy of its pixels."""
@@ -103,11 +103,11 @@ class HearStage(nn.Module):
     def __init__(self, crab: Crab, categories: int):
         super().__init__()
         self.crab = crab
-        crab.only(crab.audio)
+        crab.freeze_except(crab.audio)
         self.labels = AcousticTokenizer(crab.cfg.audio)
-        self.label_head = nn.Linear(crab.cfg.audio.width, self.labels.codes)
-        self.heard_head = nn.Linear(crab.cfg.audio.width, categories)
-        self.loudest_head = nn.Linear(crab.cfg.audio.width, categories + 1)
+        self.label_head = nn.Linear(crab.cfg.audio.dim, self.labels.codes)
+        self.heard_head = nn.Linear(crab.cfg.audio.dim, categories)
+        self.loudest_head = nn.Linear(crab.cfg.audio.dim, categories + 1)
 
     def losses(self, batch: tuple[Tensor, Tensor, Tensor, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
         """{part: (sum, count)}."""

@@ -60,7 +60,7 @@ class SpeakStage(nn.Module):
     def __init__(self, crab: Crab, script_words: Script):
         super().__init__()
         self.crab, self.script = crab, script_words.requires_grad_(False)
-        crab.only(crab.visual_qformer, crab.audio_qformer)
+        crab.freeze_except(crab.visual_qformer, crab.audio_qformer)
 
     def losses(self, batch: tuple[Tensor, ...]) -> dict[str, tuple[Tensor, Tensor]]:
         """{part: (sum, count)}: squared error relative to the spread of the words' embeddings in the whole step."""
@@ -100,7 +100,7 @@ class ClipRows:
                     masks = torch.stack([torch.isin(shown, group.nonzero()[:, 0] + 1) for group in named])
                 visual, audio = (f.visual_script[clip, seconds], f.audio_script[clip, seconds]) if self.scripted \
                     else (f.visual[f.frames[clip, seconds], f.llm_layer], f.audio[f.sounds[clip, seconds]])
-                items.append(Item(task, f.clips.vids[clip], row, text.ids, text.trained, visual, audio, at, masks, named))
+                items.append(Item(task, f.clips.vids[clip], row, text.ids, text.loss_mask, visual, audio, at, masks, named))
         return items[:count]
 
 
@@ -110,14 +110,14 @@ class SegmentStage(nn.Module):
     def __init__(self, crab: Crab, script_words: Script):
         super().__init__()
         self.crab, self.script = crab, script_words.requires_grad_(False)
-        crab.only(crab.segmentation, crab.mask_prompt)
+        crab.freeze_except(crab.segmentation, crab.mask_prompt)
 
     def losses(self, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
         """{part: (sum, count)}."""
         with torch.no_grad():
             tokens = self.script.tokens(batch.visual, batch.audio)
             hidden = self.crab.states(batch, *tokens)
-            states = self.crab.mask_states(hidden, batch.ids, batch.trained)
+            states = self.crab.mask_states(hidden, batch.ids, batch.loss_mask)
         return mask_losses(self.crab.mask_logits(states, batch.mask_features), batch.masks)
 
 
@@ -130,7 +130,7 @@ class WholeStage(nn.Module):
     def __init__(self, crab: Crab):
         super().__init__()
         self.crab = crab
-        crab.only(crab.visual_qformer, crab.audio_qformer, crab.mask_prompt, crab.segmentation)
+        crab.freeze_except(crab.visual_qformer, crab.audio_qformer, crab.mask_prompt, crab.segmentation)
         for parameter in (*lora_parameters(crab.llm), *crab.llm.added()):
             parameter.requires_grad_(True)
 

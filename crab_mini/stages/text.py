@@ -84,7 +84,7 @@ class ScriptRows:
                 seconds = seconds_of(task, row)
                 text = text_of(self.tokenizer, self.cfg, task, row, seconds, self.reasoning)
                 named = meant(view, row, task, self.categories)
-                items.append(Item(task, f"scene {seed}", row, text.ids, text.trained, visual[seconds], audio[seconds],
+                items.append(Item(task, f"scene {seed}", row, text.ids, text.loss_mask, visual[seconds], audio[seconds],
                                   masks=None if named is None else torch.zeros(len(named), 1, 1), named=named))
         return items[:count]
 
@@ -94,10 +94,10 @@ class Script(nn.Module):
 
     def __init__(self, crab: Crab, categories: int):
         super().__init__()
-        width = crab.cfg.llm.width
+        width = crab.cfg.llm.dim
         self.visual = nn.Parameter(0.02 * torch.randn(visual_words(categories), width))
         self.audio = nn.Parameter(0.02 * torch.randn(audio_words(categories), width))
-        self.named_head = nn.Linear(crab.cfg.mask.width, categories)
+        self.named_head = nn.Linear(crab.cfg.mask.dim, categories)
 
     def tokens(self, visual: Tensor, audio: Tensor) -> tuple[Tensor, Tensor]:
         """Scripts (N,Q,words) -> tokens (N,Q,D)."""
@@ -110,14 +110,14 @@ class TextStage(nn.Module):
     def __init__(self, crab: Crab, script_words: Script):
         super().__init__()
         self.crab, self.script = crab, script_words
-        crab.only(crab.llm, crab.mask_prompt)
+        crab.freeze_except(crab.llm, crab.mask_prompt)
 
     def losses(self, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
         """{part: (sum, count)}."""
         hidden = self.crab.states(batch, *self.script.tokens(batch.visual, batch.audio))
         parts = {"text": self.crab.text_loss(batch, hidden)}
         if batch.named is not None:
-            states = self.crab.mask_states(hidden, batch.ids, batch.trained)            # (G,6,D)
+            states = self.crab.mask_states(hidden, batch.ids, batch.loss_mask)            # (G,6,D)
             logits = self.script.named_head(self.crab.mask_prompt(states)).float()           # (G,6,C)
             wanted = batch.named[:, None].expand_as(logits)
             parts["named"] = (F.binary_cross_entropy_with_logits(logits, wanted, reduction="sum"),

@@ -27,7 +27,7 @@ from ..config import StageConfig
 from ..errors import CheckpointError, Interrupted, NonFiniteLoss
 from .checkpoint import fingerprint, load, plain, save
 from .distributed import Processes
-from .optimizer import Optimiser, parameter_groups, schedule
+from .optimizer import Optimizer, parameter_groups, schedule
 from .progress import Curve, Line, Meter
 
 SAVE_SECONDS = 120.0        # between checkpoints while a stage runs
@@ -83,8 +83,8 @@ def fit(name: str, module: nn.Module, batches, cfg: StageConfig, depends: dict, 
     # The caller's random numbers are left alone, so that a stage that is skipped changes nothing for the next.
     with torch.random.fork_rng(devices), _stop_signals(run.processes) as stop:
         seed_all(run.seed, name, run.processes.rank)
-        optimiser = Optimiser(parameter_groups(module, cfg, rate))
-        loop = Loop(path, config, module, optimiser, batches, cfg, run, stop)
+        optimizer = Optimizer(parameter_groups(module, cfg, rate))
+        loop = Loop(path, config, module, optimizer, batches, cfg, run, stop)
         if saved and run.resume:
             loop.restore(saved)
         elif saved:
@@ -126,13 +126,13 @@ def _train(loop: "Loop") -> None:
 
 
 class Loop:
-    """A stage while it trains: module, optimiser, position and clock; all processes agree on each of them."""
+    """A stage while it trains: module, optimizer, position and clock; all processes agree on each of them."""
 
-    def __init__(self, path: Path, config: dict, module: nn.Module, optimiser: Optimiser, batches, cfg: StageConfig,
+    def __init__(self, path: Path, config: dict, module: nn.Module, optimizer: Optimizer, batches, cfg: StageConfig,
                  run: Run, stop: threading.Event):
         self.path, self.config, self.name = path, config, path.stem
-        self.module, self.optimiser, self.batches, self.cfg, self.run, self.stop = (
-            module, optimiser, batches, cfg, run, stop)
+        self.module, self.optimizer, self.batches, self.cfg, self.run, self.stop = (
+            module, optimizer, batches, cfg, run, stop)
         self.budget = 60 * config["max_minutes"] if config["max_minutes"] else math.inf
         self.step, self.seconds, self.factor, self.asked = 0, 0.0, 0.0, False
         self.began = math.nan
@@ -149,21 +149,21 @@ class Loop:
         self.began = time.monotonic() - self.seconds
 
     def advance(self) -> dict[str, tuple[float, float]]:
-        """One optimiser step on the global batch -> {part: (sum, count)} over it."""
+        """One optimizer step on the global batch -> {part: (sum, count)} over it."""
         run = self.run
         batch = _move(self.batches.at(self.step), run.device)
         with torch.autocast(run.device.type, torch.bfloat16, enabled=run.precision == "bf16"):
             parts = self.module.losses(batch)
         totals = self._agree(parts)
         loss = sum(value / max(totals[part][1], 1.0) for part, (value, _) in parts.items())
-        self.optimiser.zero_grad()
+        self.optimizer.zero_grad()
         loss.backward()
-        run.processes.add_gradients(self.optimiser.parameters)
-        norm = nn.utils.clip_grad_norm_(self.optimiser.parameters, self.cfg.clip)
+        run.processes.add_gradients(self.optimizer.parameters)
+        norm = nn.utils.clip_grad_norm_(self.optimizer.parameters, self.cfg.clip)
         if not math.isfinite(norm):
             raise NonFiniteLoss(self._broken("the gradient of " + self._worst(), self.batches.ids(self.step)))
         self.factor = schedule(self.step, self.progress, self.cfg.warmup)
-        self.optimiser.step(self.factor)
+        self.optimizer.step(self.factor)
         self.step += 1
         return totals
 
@@ -187,7 +187,7 @@ class Loop:
 
     def _worst(self) -> str:
         """The first parameter whose gradient is not finite (clipping has scaled it, but not mended it)."""
-        return next(name for name, p in zip(self.optimiser.names, self.optimiser.parameters)
+        return next(name for name, p in zip(self.optimizer.names, self.optimizer.parameters)
                     if p.grad is not None and not p.grad.isfinite().all())
 
     def _broken(self, what: str, ids: list[str]) -> str:
@@ -202,7 +202,7 @@ class Loop:
         if self.run.processes.first:
             try:
                 save(self.path, self.name, self.config, module=_trained(self.module), step=self.step, rng=rng,
-                     optimiser=self.optimiser.state_dict(), seconds=self.seconds, done=done)
+                     optimizer=self.optimizer.state_dict(), seconds=self.seconds, done=done)
             except CheckpointError as error:
                 failure = str(error)
         failure = self.run.processes.gather(failure)[0]
@@ -213,9 +213,9 @@ class Loop:
         """Takes up where a checkpoint left off. A process that was not there when it was written keeps its seed."""
         _put(self.module, saved["module"], self.path)
         try:
-            self.optimiser.load_state_dict(saved["optimiser"])
+            self.optimizer.load_state_dict(saved["optimizer"])
         except ValueError as error:
-            raise CheckpointError(f"{self.path}: the optimiser's state does not fit: {error}") from error
+            raise CheckpointError(f"{self.path}: the optimizer's state does not fit: {error}") from error
         self.step, self.seconds = saved["step"], saved["seconds"]
         if self.run.processes.rank < len(saved["rng"]):
             _set_rng_state(saved["rng"][self.run.processes.rank], self.run.device)

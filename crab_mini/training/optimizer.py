@@ -1,7 +1,7 @@
-"""Which optimiser moves which parameter, and how fast at which time.
+"""Which optimizer moves which parameter, and how fast at which time.
 
 Muon (Keller Jordan 2024: momentum, made orthogonal by five Newton-Schulz steps) moves the hidden matrices, AdamW
-everything else: embeddings, output heads, norms, biases, LoRA. Both behave as one optimiser here. Characters of Python
+everything else: embeddings, output heads, norms, biases, LoRA. Both behave as one optimizer here. Characters of Python
 sources, 3 layers of width 128, 300 steps: loss 1.83 with AdamW at its best rate, 1.48 with Muon, for 10 ms instead of
 1 ms of a 90 ms step. The learning rate warms up, stays, and falls linearly to zero over the last part of the stage: no
 noise is left in the weights that the next stage builds on (the same trial with a cosine to 10 %: 1.52).
@@ -19,7 +19,7 @@ SMALLEST = 32           # a matrix with a shorter side gains nothing from being 
 
 
 def schedule(step: int, progress: float, warmup: int) -> float:
-    """The factor of all learning rates before optimiser step `step` (from 0) at `progress` (0 to 1) of the stage."""
+    """The factor of all learning rates before optimizer step `step` (from 0) at `progress` (0 to 1) of the stage."""
     return min(1.0, (step + 1) / max(warmup, 1)) * min(1.0, max(0.0, 1 - progress) / COOLDOWN)
 
 
@@ -57,7 +57,7 @@ def parameter_groups(module: nn.Module, cfg: StageConfig, rate=None) -> list[dic
     return list(groups.values())
 
 
-class Optimiser:
+class Optimizer:
     """Muon and AdamW as one, with the groups of `parameter_groups`."""
 
     def __init__(self, groups: list[dict]):
@@ -89,6 +89,6 @@ class Optimiser:
     def load_state_dict(self, states: list[dict]) -> None:
         """Takes up a state that `state_dict` gave; ValueError if it belongs to other parameters."""
         if len(states) != len(self.parts):
-            raise ValueError(f"expected the state of {len(self.parts)} optimisers, found {len(states)}")
+            raise ValueError(f"expected the state of {len(self.parts)} optimizers, found {len(states)}")
         for part, state in zip(self.parts, states):
             part.load_state_dict(state)
