@@ -198,7 +198,7 @@ def prepare(data: Path, split: str, tasks: list[str], features: Features, tokeni
             run: Run) -> Rows:
     """The rows of a split; with --skip-bad the usable ones."""
     problems = [] if options.skip_bad else None
-    rows = Rows(data, split, tasks, features, tokenizer, options.reasoning == "on", problems=problems)
+    rows = Rows(data, split, tasks, features, tokenizer, problems=problems)
     left_out(problems or [], split, run)
     return rows
 
@@ -206,7 +206,7 @@ def prepare(data: Path, split: str, tasks: list[str], features: Features, tokeni
 def train(crab, tokenizer: Tokenizer, cfg: Config, options, run: Run, data: Path, mini: Path,
           categories: list[str], tasks: list[str], keys: dict[str, str]) -> Features:
     """All stages in order; each is skipped when its checkpoint is there, or published weights make it needless."""
-    reasoning, share, seed = options.reasoning == "on", (run.processes.rank, run.processes.world), cfg.seed
+    reasoning, share, seed = cfg.reasoning == "on", (run.processes.rank, run.processes.world), cfg.seed
     words = Script(crab, len(categories))
     features = Features(crab, run.device, run.precision, options.cache_features)
     clips = functools.cache(lambda: Clips(mini, "train"))
@@ -247,13 +247,13 @@ def train(crab, tokenizer: Tokenizer, cfg: Config, options, run: Run, data: Path
     return features
 
 
-def glance(data: Path, tasks: list[str], tokenizer: Tokenizer, options, run: Run) -> None:
+def glance(data: Path, tasks: list[str], tokenizer: Tokenizer, cfg: Config, options) -> None:
     """Opens all of --data before minutes or hours go into training. (The training split's turn comes at once where the
     earlier stages are done.)"""
     names = [name for name in STAGES[:-1] if name not in published.skipped(options)]
     ready = all(((options.stages or options.out) / f"{name}.pt").exists() for name in names)
     if options.data:
-        usable(data, ("test",) if ready else ("train", "test"), tasks, tokenizer, options.reasoning == "on",
+        usable(data, ("test",) if ready else ("train", "test"), tasks, tokenizer, cfg.reasoning == "on",
                [] if options.skip_bad else None)
 
 
@@ -287,7 +287,7 @@ def main(argv: list[str] | None = None) -> int:
         data, tasks = bring(options, mini, tasks, run)
         if processes.first:
             plan(crab, cfg, options, run, data, mini, tasks)
-        glance(data, tasks, tokenizer, options, run)
+        glance(data, tasks, tokenizer, cfg, options)
         features = train(crab, tokenizer, cfg, options, run, data, mini, categories, tasks, keys)
         if processes.first:
             minutes = (time.monotonic() - began) / 60

@@ -2,7 +2,7 @@
 
 Sequences are padded on the right for training (causal attention then never sees the padding) and on the left for
 generation. Features and mask targets are listed in the order in which the sequences' placeholders and mask groups
-appear, so the model writes them with one masked write and never needs to know which task a row belongs to.
+appear. So the model writes them with one masked write, and never needs to know which task a sequence belongs to.
 """
 
 from dataclasses import dataclass, field, fields, replace
@@ -10,32 +10,29 @@ from dataclasses import dataclass, field, fields, replace
 import torch
 from torch import Tensor
 
-from .tokenizer import Tokenizer
-
 LENGTH_STEP = 16            # lengths are rounded up: for each new shape the CPU's matrix library compiles new code
 
 
 @dataclass
-class Item:
-    """One sequence with what its placeholders stand for."""
+class Sequence:
+    """One sample as the LLM reads it: its ids, and what its placeholders stand for."""
     task: str
     uid: str
-    row: dict
     ids: list[int]
-    loss_mask: list[bool]                     # the answer's ids
+    loss_mask: list[bool]                   # True on the answer's ids
     visual: Tensor                          # (T,P,Dv) features, or (T,Q,words) of a script
     audio: Tensor                           # (T,P,Da) features, or (T,Q,words)
     mask_features: Tensor | None = None     # (scales,P,Dv) of the frame that is to be segmented
-    masks: Tensor | None = None             # (groups,H,W) bool, one for each mask group of the answer
-    named: Tensor | None = None             # (groups,categories) bool: who is meant (the world knows)
+    masks: Tensor | None = None             # (G,H,W) bool, one for each mask group of the answer
+    named: Tensor | None = None             # (G,categories) bool: who is meant (the world knows)
 
 
 @dataclass
 class Batch:
-    """See the module docstring; G mask groups in all, each of `scales * tokens` mask ids."""
+    """Sequences of one length; G mask groups in all, each of `scales * tokens` mask ids."""
     ids: Tensor                             # (B,L)
-    loss_mask: Tensor                         # (B,L) bool
-    attention_mask: Tensor                           # (B,L) bool, False on padding
+    loss_mask: Tensor                       # (B,L) bool
+    attention_mask: Tensor                  # (B,L) bool, False on padding
     visual: Tensor                          # (sum T,P,Dv)
     audio: Tensor                           # (sum T,P,Da)
     mask_features: Tensor | None            # (G,scales,P,Dv)
@@ -50,29 +47,29 @@ class Batch:
         return replace(self, **moved)
 
 
-def _stack(items: list[Item], name: str, repeat: bool = False) -> Tensor | None:
-    """Concatenates an optional field over the items that have mask groups; repeat: once for each of its groups."""
-    parts = [getattr(i, name) for i in items if i.masks is not None and len(i.masks)]
-    if not parts or parts[0] is None:
-        return None
-    if repeat:
-        groups = [len(i.masks) for i in items if i.masks is not None and len(i.masks)]
-        parts = [p[None].expand(n, *p.shape) for p, n in zip(parts, groups)]
-    return torch.cat(parts)
+def collate(sequences: list[Sequence], pad: int, left: bool = False) -> Batch:
+    """Sequences -> batch. pad: the id of padding; left: pad on the left (for generation)."""
+    length = -(-max(len(s.ids) for s in sequences) // LENGTH_STEP) * LENGTH_STEP
+    ids = torch.full((len(sequences), length), pad)
+    loss_mask = torch.zeros(len(sequences), length, dtype=torch.bool)
+    attention_mask = torch.zeros(len(sequences), length, dtype=torch.bool)
+    for b, sequence in enumerate(sequences):
+        count = len(sequence.ids)
+        columns = slice(length - count, length) if left else slice(0, count)
+        ids[b, columns] = torch.tensor(sequence.ids)
+        loss_mask[b, columns] = torch.tensor(sequence.loss_mask)
+        attention_mask[b, columns] = True
+
+    # Only sequences with mask groups have mask targets; their frame's features are repeated for each group.
+    masked = [s for s in sequences if s.masks is not None and len(s.masks)]
+    masks = [s.masks.float() for s in masked]
+    named = [s.named.float() for s in masked if s.named is not None]
+    mask_features = [s.mask_features.expand(len(s.masks), *s.mask_features.shape) for s in masked
+                     if s.mask_features is not None]
+    return Batch(ids, loss_mask, attention_mask, torch.cat([s.visual for s in sequences]),
+                 torch.cat([s.audio for s in sequences]), _joined(mask_features), _joined(masks), _joined(named),
+                 [s.uid for s in sequences])
 
 
-def collate(items: list[Item], tokenizer: Tokenizer, left: bool = False) -> Batch:
-    """Items -> batch; left: pad on the left (for generation)."""
-    length = -(-max(len(i.ids) for i in items) // LENGTH_STEP) * LENGTH_STEP
-    ids = torch.full((len(items), length), tokenizer.pad)
-    loss_mask = torch.zeros(len(items), length, dtype=torch.bool)
-    attention_mask = torch.zeros(len(items), length, dtype=torch.bool)
-    for b, item in enumerate(items):
-        place = slice(length - len(item.ids), length) if left else slice(0, len(item.ids))
-        ids[b, place] = torch.tensor(item.ids)
-        loss_mask[b, place] = torch.tensor(item.loss_mask)
-        attention_mask[b, place] = True
-    masks, named = _stack(items, "masks"), _stack(items, "named")
-    return Batch(ids, loss_mask, attention_mask, torch.cat([i.visual for i in items]), torch.cat([i.audio for i in items]),
-                 _stack(items, "mask_features", repeat=True), None if masks is None else masks.float(),
-                 None if named is None else named.float(), [i.uid for i in items])
+def _joined(parts: list[Tensor]) -> Tensor | None:
+    return torch.cat(parts) if parts else None

@@ -9,6 +9,7 @@ import difflib
 import typing
 from dataclasses import dataclass, replace
 
+REASONING = ("on", "off")   # off: answers are the bare tags
 MEL_BINS = 128              # of a log-mel frame, the published BEATs' number
 
 
@@ -140,6 +141,7 @@ class Config:
     align: StageConfig = StageConfig(steps=500)
     instruct: StageConfig = StageConfig(steps=800, lr=1e-3, muon_lr=0.0)
     seed: int = 0
+    reasoning: str = "on"          # one of REASONING
 
     def model_dict(self) -> dict:
         """The sections that say what the model is, without LoRA."""
@@ -188,6 +190,8 @@ def _read(text: str, kind, name: str):
             return int(text)
         if kind is float:
             return float(text)
+        if kind is str and text in REASONING:
+            return text
         if text.lower() == "none" and type(None) in typing.get_args(kind):
             return None
         numbers = tuple(int(part) for part in text.split(","))
@@ -195,6 +199,8 @@ def _read(text: str, kind, name: str):
             return numbers
     except ValueError:
         pass
+    if kind is str:
+        raise ConfigError(f"--{name}: expected {' or '.join(REASONING)}, found '{text}'")
     shown = kind.__name__ if kind in (int, float) else "two whole numbers such as 2,4" + (
         ", or none" if type(None) in typing.get_args(kind) else "")
     raise ConfigError(f"--{name}: expected {shown}, found '{text}'")
@@ -205,7 +211,7 @@ def override(cfg: Config, name: str, text: str) -> Config:
     sections = typing.get_type_hints(Config)
     section, _, key = name.partition(".")
     names = [f"{s}.{f.name}" for s, kind in sections.items() if dataclasses.is_dataclass(kind)
-             for f in dataclasses.fields(kind)] + ["seed"]
+             for f in dataclasses.fields(kind)] + ["seed", "reasoning"]
     if name not in names:
         raise ConfigError(f"--{name}: no such field{_nearest(name, names)}")
     if not key:

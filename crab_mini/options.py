@@ -30,7 +30,7 @@ class Parser(argparse.ArgumentParser):
 
 def fields(cfg: Config) -> dict[str, object]:
     """{"lora.heads": 3, ...}: every field of a configuration."""
-    flat = {"seed": cfg.seed}
+    flat = {"seed": cfg.seed, "reasoning": cfg.reasoning}
     for section in dataclasses.fields(cfg):
         part = getattr(cfg, section.name)
         if dataclasses.is_dataclass(part):
@@ -39,7 +39,7 @@ def fields(cfg: Config) -> dict[str, object]:
 
 
 def _shown(value) -> str:
-    return ",".join(map(str, value)) if isinstance(value, tuple) else "none" if value is None else f"{value:g}"
+    return ",".join(map(str, value)) if isinstance(value, tuple) else "none" if value is None else value if isinstance(value, str) else f"{value:g}"
 
 
 def _listing() -> str:
@@ -70,7 +70,6 @@ def parser(description: str) -> Parser:
     made.add_argument("--out", type=Path, help="folder of the run (default runs/PRESET)")
     made.add_argument("--stages", type=Path, help="folder with the earlier stages of another run to share")
     made.add_argument("--resume", action="store_true", help="go on with the stage that was stopped")
-    made.add_argument("--reasoning", choices=("on", "off"), default="on", help="off: learn the bare answers")
     made.add_argument("--max-minutes", type=float, help="wall-clock budget of all stages together")
     made.add_argument("--max-steps", type=int, help="steps of each stage at most")
     made.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
@@ -120,6 +119,8 @@ def _pairs(rest: list[str], made: Parser) -> dict[str, str]:
 def check(cfg: Config, scripted: bool) -> None:
     """ConfigError for numbers that cannot be or do not fit together. scripted: the LLM learns from scripts."""
     for name, value in fields(cfg).items():
+        if isinstance(value, str):
+            continue
         low = 0 if name.rpartition(".")[2] in MAY_BE_ZERO or name.startswith("vision.") and "layer" in name else 1e-12
         for number in value if isinstance(value, tuple) else [value] * (value is not None):
             if not low <= number < float("inf"):

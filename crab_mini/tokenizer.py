@@ -7,7 +7,6 @@ generation both go through it. Each placeholder is repeated as often as it will 
 
 import io
 import re
-from dataclasses import dataclass
 from pathlib import Path
 
 import sentencepiece as spm
@@ -17,13 +16,6 @@ MASKS = tuple(f"<mask_{i}>" for i in range(6))
 TAGS = ("<event>", "</event>", "<range>", "</range>", "<visual_event>", "</visual_event>", "<audio_event>",
         "</audio_event>", "<answer>", "</answer>", "<mask_start>", "<mask_end>") + MASKS
 _SPLIT = re.compile("(" + "|".join(map(re.escape, TAGS + (VISUAL, AUDIO, ANSWER))) + ")")
-
-
-@dataclass(frozen=True)
-class Rendered:
-    """One sequence: ids and, for each id, whether it belongs to the answer (is trained on)."""
-    ids: list[int]
-    loss_mask: list[bool]
 
 
 class Tokenizer:
@@ -92,11 +84,13 @@ class Tokenizer:
                 run.append(i)
         return " ".join(p for p in parts if p)
 
-    def render(self, seconds: list[int], visual: int, audio: int, prompt: str, answer: str | None = None) -> Rendered:
+    def render(self, seconds: list[int], visual: int, audio: int, prompt: str,
+               answer: str | None = None) -> tuple[list[int], list[bool]]:
         """The one way from a sample to ids: each second's word and placeholders, the prompt, the answer.
 
         seconds: which second each frame is (they are spoken, so that answers can point at them); visual, audio:
-        placeholders per second; answer None: the sequence ends where generation begins.
+        placeholders per second; answer None: the sequence ends where generation begins. -> ids (L) and the loss mask
+        (L), True on the answer's ids.
         """
         ids = [self.bos]
         for second in seconds:
@@ -105,4 +99,4 @@ class Tokenizer:
         head = len(ids)
         if answer is not None:
             ids += self.encode(answer) + [self.eos]
-        return Rendered(ids, [False] * head + [True] * (len(ids) - head))
+        return ids, [False] * head + [True] * (len(ids) - head)

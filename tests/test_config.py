@@ -44,6 +44,7 @@ def test_every_field_can_be_overridden_and_nothing_else_changes(name):
     ("lora.heads", "1.5", "--lora.heads: expected int, found '1.5'"),
     ("lora.alpha", "big", "--lora.alpha: expected float, found 'big'"),
     ("seed", "", "--seed: expected int, found ''"),
+    ("reasoning", "maybe", "--reasoning: expected on or off, found 'maybe'"),
     ("vision.mask_layers", "2", "--vision.mask_layers: expected two whole numbers such as 2,4, found '2'"),
     ("vision.mask_layers", "none", "--vision.mask_layers: expected two whole numbers such as 2,4, found 'none'"),
     ("visual_qformer.grid", "2,x", "--visual_qformer.grid: expected two whole numbers such as 2,4, or none, found"),
@@ -52,6 +53,11 @@ def test_an_override_that_does_not_fit_is_one_line(name, text, line):
     with pytest.raises(ConfigError) as caught:
         override(Config(), name, text)
     assert line in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_reasoning_is_part_of_the_configuration():
+    assert override(Config(), "reasoning", "off").reasoning == "off" and preset("tiny").reasoning == "on"
+    assert from_dict(override(Config(), "reasoning", "off").to_dict()).reasoning == "off"
 
 
 def test_a_field_that_may_be_none_can_be_set_to_none():

@@ -77,16 +77,16 @@ def test_words_of_the_world_are_single_pieces(tokenizer):
 
 
 def test_rendered_placeholders_and_trained_ids(tokenizer):
-    with_answer = tokenizer.render([0, 3, 7], 4, 2, "where is the dog?", "at 3. <answer> top-left </answer>")
-    ids, begin = with_answer.ids, with_answer.ids.index(tokenizer.answer)
+    ids, loss_mask = tokenizer.render([0, 3, 7], 4, 2, "where is the dog?", "at 3. <answer> top-left </answer>")
+    begin = ids.index(tokenizer.answer)
     assert ids.count(tokenizer.visual) == 12 and ids.count(tokenizer.audio) == 6
     assert ids[0] == tokenizer.bos and ids[-1] == tokenizer.eos
-    assert with_answer.loss_mask == [k > begin for k in range(len(ids))]
+    assert loss_mask == [k > begin for k in range(len(ids))]
     assert tokenizer.decode(ids[begin + 1:]) == "at 3. <answer> top-left </answer>"
     prefix = " ".join(f"{second} {' '.join([VISUAL] * 4 + [AUDIO] * 2)}" for second in (0, 3, 7))
     assert tokenizer.decode(ids[1:begin]) == f"{prefix} where is the dog?"
-    asked = tokenizer.render([0, 3, 7], 4, 2, "where is the dog?")
-    assert asked.ids == ids[:begin + 1] and not any(asked.loss_mask)   # generation begins where training's answer does
+    asked, asked_mask = tokenizer.render([0, 3, 7], 4, 2, "where is the dog?")
+    assert asked == ids[:begin + 1] and not any(asked_mask)   # generation begins where training's answer does
 
 
 def test_the_same_model_after_saving(tokenizer, tmp_path):

@@ -79,7 +79,7 @@ def answer(crab: Crab, tokenizer: Tokenizer, data: Posed, task: str, device: tor
         part = order[start:start + BATCH]
         items = [data.item(rows[k], answer=False, sight=other[k] if shuffle in ("video", "both") else None,
                            sound=other[k] if shuffle in ("audio", "both") else None) for k in part]
-        batch = collate(items, tokenizer, left=True).to(device)
+        batch = collate(items, tokenizer.pad, left=True).to(device)
         features = [None if item.mask_features is None else item.mask_features.to(device) for item in items]
         with autocast(device, precision):
             said = crab.generate(batch, features, limit)

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from ..av_uie.class_lists import classes_of
 from ..av_uie.rows import Row, Sample, check_length, decode, read_annotations
-from ..batch import Item
+from ..batch import Sequence
 from ..errors import DataError
 from ..tasks.base import TASKS
 from ..tasks.class_names import class_meant, class_number
@@ -116,8 +116,9 @@ def usable(root: Path, splits: tuple[str, ...], tasks: list[str], tokenizer: Tok
 class Posed:
     """Prepared rows as a model is asked about them: `item(row)` gives the sequence. by_task: places in `rows`."""
 
-    def __init__(self, features: Features, tokenizer: Tokenizer, reasoning: bool = True):
-        self.features, self.tokenizer, self.cfg, self.reasoning = features, tokenizer, features.crab.cfg, reasoning
+    def __init__(self, features: Features, tokenizer: Tokenizer):
+        self.features, self.tokenizer, self.cfg = features, tokenizer, features.crab.cfg
+        self.reasoning = self.cfg.reasoning == "on"
         self.rows: list[Prepared] = []
         self.by_task: dict[str, list[int]] = {}
         kept = self.cfg.vision.kept
@@ -125,7 +126,7 @@ class Posed:
         self.mask_layers = [kept.index(k) for k in self.cfg.vision.mask_layers]
 
     def item(self, row: Prepared, answer: bool = True, sight: Prepared | None = None,
-             sound: Prepared | None = None) -> Item:
+             sound: Prepared | None = None) -> Sequence:
         """A sequence. sight, sound: other rows whose pictures or sound stand in for the row's own (for shuffling)."""
         frames, sounds = (sight or row).frames, (sound or row).sounds                        # (T,), (T,n)
         count = len(row.seconds)
@@ -133,10 +134,10 @@ class Posed:
         heard = sounds.shape[1] * self.cfg.audio_qformer.queries     # each second of sound has queries of its own
         visual, audio = self.features.visual.array(), self.features.audio.array()
         task = TASKS[row.task]
-        text = self.tokenizer.render(row.seconds, self.cfg.visual_qformer.queries, heard, task.prompt(row.row),
+        ids, loss_mask = self.tokenizer.render(row.seconds, self.cfg.visual_qformer.queries, heard, task.prompt(row.row),
                                      task.answer(row.row, self.reasoning) if answer else None)
         at = visual[frames[row.target]][self.mask_layers] if row.masks is not None else None
-        return Item(row.task, row.uid, row.row, text.ids, text.loss_mask, visual[frames][:, self.llm_layer],
+        return Sequence(row.task, row.uid, ids, loss_mask, visual[frames][:, self.llm_layer],
                     audio[sounds.flatten()], at, row.masks)
 
 
@@ -148,10 +149,10 @@ class Rows(Posed):
     """
 
     def __init__(self, root: Path, split: str, tasks: list[str], features: Features, tokenizer: Tokenizer,
-                 reasoning: bool = True, limit: int | None = None, problems: list[DataError] | None = None):
-        super().__init__(features, tokenizer, reasoning)
+                 limit: int | None = None, problems: list[DataError] | None = None):
+        super().__init__(features, tokenizer)
         classes, found = classes_of(root), {task: [] for task in tasks}
-        for row in annotations(root, split, tasks, tokenizer, reasoning, problems):
+        for row in annotations(root, split, tasks, tokenizer, self.reasoning, problems):
             found[row.task].append(row)
         wanted = {row.uid: row for rows in found.values() for row in rows[:limit]}
         for cached in features.cache.prepare(list(wanted.values()), problems):
@@ -165,7 +166,7 @@ class Rows(Posed):
             raise DataError(root, f"{split}.json", f"no usable sample of {', '.join(tasks)}")
         self.by_task = {task: [i for i, row in enumerate(self.rows) if row.task == task] for task in tasks}
 
-    def __call__(self, rng, count: int) -> list[Item]:
+    def __call__(self, rng, count: int) -> list[Sequence]:
         """draw(rng, count): every task equally often, every row of a task, too."""
         names = [task for task, rows in self.by_task.items() if rows]
         return [self.item(self.rows[self.by_task[t][int(rng.integers(len(self.by_task[t])))]])

@@ -44,6 +44,13 @@ def mask_losses(logits: Tensor, masks: Tensor) -> dict[str, tuple[Tensor, Tensor
 
 
 @dataclass
+class Output:
+    """What `forward` returns."""
+    losses: dict[str, tuple[Tensor, Tensor]]     # part -> its sum and its count
+    states: Tensor                               # (B,L,D) after the final norm
+
+
+@dataclass
 class Answers:
     """What `generate` returns: ids per row up to the end token, and the mask logits of each row's groups."""
     ids: list[list[int]]
@@ -137,14 +144,14 @@ class Crab(nn.Module):
         logits = self.llm.head(hidden[:, :-1][wanted]).float()              # (N,V)
         return F.cross_entropy(logits, targets, reduction="sum"), wanted.sum()
 
-    def losses(self, batch: Batch, visual: Tensor, audio: Tensor) -> dict:
-        """{part: (sum, count)} of a right-padded batch: text, and bce and dice of its mask groups (paper, section 4)."""
-        hidden = self.states(batch, visual, audio)
+    def forward(self, batch: Batch) -> Output:
+        """A right-padded batch of features -> losses of text, and bce and dice of its mask groups (paper, section 4)."""
+        hidden = self.states(batch, *self.interface_tokens(batch))
         parts = {"text": self.text_loss(batch, hidden)}
         if batch.masks is not None:
             states = self.mask_states(hidden, batch.ids, batch.loss_mask)     # (G,6,D)
             parts |= mask_losses(self.mask_logits(states, batch.mask_features), batch.masks)
-        return parts
+        return Output(parts, hidden)
 
     @torch.no_grad()
     def generate(self, batch: Batch, features: list[Tensor | None], limit: int = 200) -> Answers:

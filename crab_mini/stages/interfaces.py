@@ -9,7 +9,7 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from ..batch import Batch, Item
+from ..batch import Batch, Sequence
 from ..features.encoders import Features
 from ..model.crab import Crab, mask_losses
 from ..model.lora import lora_parameters
@@ -84,14 +84,14 @@ class ClipRows:
         self.cfg, self.tokenizer, self.features = cfg, tokenizer, features
         self.reasoning, self.weights, self.scripted = reasoning, weights, scripted
 
-    def __call__(self, rng, count: int) -> list[Item]:
+    def __call__(self, rng, count: int) -> list[Sequence]:
         items, f = [], self.features
         while len(items) < count:
             clip = int(rng.integers(len(f.clips)))
             view = f.clips.views[clip]
             for task, row in pose(view, rng, 3, self.weights):
                 seconds = seconds_of(task, row)
-                text = text_of(self.tokenizer, self.cfg, task, row, seconds, self.reasoning)
+                ids, loss_mask = text_of(self.tokenizer, self.cfg, task, row, seconds, self.reasoning)
                 named, masks, at = meant(view, row, task, f.clips.categories), None, None
                 if named is not None:
                     t = row.get("frame_idx", row.get("idx"))
@@ -100,7 +100,7 @@ class ClipRows:
                     masks = torch.stack([torch.isin(shown, group.nonzero()[:, 0] + 1) for group in named])
                 visual, audio = (f.visual_script[clip, seconds], f.audio_script[clip, seconds]) if self.scripted \
                     else (f.visual[f.frames[clip, seconds], f.llm_layer], f.audio[f.sounds[clip, seconds]])
-                items.append(Item(task, f.clips.vids[clip], row, text.ids, text.loss_mask, visual, audio, at, masks, named))
+                items.append(Sequence(task, f.clips.vids[clip], ids, loss_mask, visual, audio, at, masks, named))
         return items[:count]
 
 
@@ -136,4 +136,4 @@ class WholeStage(nn.Module):
 
     def losses(self, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
         """{part: (sum, count)}."""
-        return self.crab.losses(batch, *self.crab.interface_tokens(batch))
+        return self.crab(batch).losses

@@ -7,7 +7,7 @@ comes at a random place within it.
 
 import numpy as np
 
-from ..batch import Batch, Item, collate
+from ..batch import Batch, Sequence, collate
 from ..tokenizer import Tokenizer
 
 # How often each task is posed where rows are drawn freely: about as long as it takes to learn them.
@@ -17,14 +17,14 @@ POOL = 8
 
 
 class Stream:
-    """Batches from `draw(rng, count) -> list[Item]`; each data-parallel process takes its slice of every batch."""
+    """Batches from `draw(rng, count) -> list[Sequence]`; each data-parallel process takes its slice of every batch."""
 
     def __init__(self, draw, tokenizer: Tokenizer, batch: int, seed: int, rank: int = 0, world: int = 1):
         self.draw, self.tokenizer, self.batch, self.seed = draw, tokenizer, batch, seed
         self.rank, self.world = rank, world
         self.number, self.pool = None, []
 
-    def items(self, step: int) -> list[Item]:
+    def items(self, step: int) -> list[Sequence]:
         """The whole batch of a step, over all processes."""
         number, place = divmod(step, POOL)
         if number != self.number:
@@ -36,7 +36,7 @@ class Stream:
 
     def at(self, step: int) -> Batch:
         """This process's part of a step's batch."""
-        return collate(self.items(step)[self.rank::self.world], self.tokenizer)
+        return collate(self.items(step)[self.rank::self.world], self.tokenizer.pad)
 
     def ids(self, step: int) -> list[str]:
         """Which samples a step uses, for messages."""

@@ -11,7 +11,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..batch import Batch, Item
+from ..batch import Batch, Sequence
 from ..model.crab import Crab
 from ..tasks.base import TASKS
 from ..tokenizer import Tokenizer
@@ -73,7 +73,7 @@ class ScriptRows:
         self.cfg, self.tokenizer, self.categories = cfg, tokenizer, list(categories)
         self.reasoning, self.weights = reasoning, weights
 
-    def __call__(self, rng, count: int) -> list[Item]:
+    def __call__(self, rng, count: int) -> list[Sequence]:
         items = []
         while len(items) < count:
             seed = int(rng.integers(1 << 39))
@@ -82,10 +82,11 @@ class ScriptRows:
                              for words in script(view, self.categories))
             for task, row in pose(view, rng, 4, self.weights):
                 seconds = seconds_of(task, row)
-                text = text_of(self.tokenizer, self.cfg, task, row, seconds, self.reasoning)
+                ids, loss_mask = text_of(self.tokenizer, self.cfg, task, row, seconds, self.reasoning)
                 named = meant(view, row, task, self.categories)
-                items.append(Item(task, f"scene {seed}", row, text.ids, text.loss_mask, visual[seconds], audio[seconds],
-                                  masks=None if named is None else torch.zeros(len(named), 1, 1), named=named))
+                items.append(Sequence(
+                    task, f"scene {seed}", ids, loss_mask, visual[seconds], audio[seconds],
+                    masks=None if named is None else torch.zeros(len(named), 1, 1), named=named))
         return items[:count]
 
 
