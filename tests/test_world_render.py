@@ -41,7 +41,7 @@ SEEDS = [0, 1, 2, 3, 4, 5, TEST_SEED, TEST_SEED + 1]
 
 
 def thing(category="dog", visible=NONE, gain=(0.0,) * SECONDS, at=(0.5, 0.5), **rest) -> Thing:
-    return Thing(category=category, variant=rest.pop("variant", 0), size=rest.pop("size", 0.4), path=(at,) * SECONDS,
+    return Thing(category=category, variant=rest.pop("variant", 0), size=rest.pop("size", 0.4), centres=(at,) * SECONDS,
                  visible=visible, gain=tuple(gain), **rest)
 
 
