@@ -15,7 +15,7 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
-from . import sounds, sprites
+from . import backgrounds, sounds, sprites, synthesis
 from .scene import CATEGORIES, RATE, SECONDS, Scene, Thing
 
 LOUDNESS = 0.08             # root mean square of a sound with gain 1
@@ -34,8 +34,9 @@ class Bank(Protocol):
         """RGBA, cropped to the part that is not transparent."""
 
     def voice(self, category: str, variant: int) -> tuple[np.ndarray, float]:
-        """A loop (S,) float32 at sounds.FINE samples a second, root mean square 1 in each second;
-        its playing speed.
+        """A loop (S,) float32 at synthesis.FINE samples a second, and its playing speed.
+
+        The root mean square of the loop is 1 in each second.
         """
 
     def background(self, seed: int, frames: int, image: int) -> np.ndarray:
@@ -53,7 +54,7 @@ class Procedural:
         return sounds.voice(category, variant), 1.0
 
     def background(self, seed: int, frames: int, image: int) -> np.ndarray:
-        return sprites.background(seed, frames, image)
+        return backgrounds.background(seed, frames, image)
 
 
 PROCEDURAL = Procedural()
@@ -182,7 +183,7 @@ def sound(scene: Scene, bank: Bank) -> np.ndarray:
         # last.
         ring, speed = bank.voice(thing.category, thing.variant)
         start = np.random.default_rng([scene.seed, 3, i]).uniform(0, len(ring))
-        step = speed * thing.pitch * sounds.FINE / RATE
+        step = speed * thing.pitch * synthesis.FINE / RATE
         wave = looped(ring, start, step, (end - first) * RATE)
         # Level each second, so that its gain is its loudness. A pause in a recording stays quiet.
         level = np.sqrt((wave.reshape(-1, RATE) ** 2).mean(1)).clip(MIN_LEVEL)  # (seconds,), near 1
