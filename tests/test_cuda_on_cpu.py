@@ -69,10 +69,10 @@ def test_a_seeded_bug_is_caught_and_its_twin_passes_everywhere(programs, bug):
 
 
 def problem(shape, bfloat16=False, masked=False):
-    """The driver's input and, in float64, what it must answer: y, z, g, gx, gAR, gB."""
+    """The driver's input and, in float64, what it must answer: y, z, g, gx, g_stacked, gB."""
     rows, width, out, rank, heads = shape
     rng = np.random.default_rng(sum(shape))
-    scaling, keep_scale = 2.0, 1 / 0.7 if masked else 1.0
+    scaling, mask_scale = 2.0, 1 / 0.7 if masked else 1.0
     shapes = ((rows, width), (rank, width), (heads, width), (heads * rank, out), (rows, out), (rows, out),
               (rows, width))
     packed, tensors = [], []
@@ -83,23 +83,23 @@ def problem(shape, bfloat16=False, masked=False):
             t = (bits.astype(np.uint32) << 16).view(np.float32)
         packed.append((bits if bfloat16 else t).tobytes())
         tensors.append(t.astype(np.float64))
-    x, A, R, B, y, gy, gx = tensors
-    keep = rng.random((rows, width)) > 0.3 if masked else np.ones((rows, width), bool)
-    packed.append(keep.astype(np.uint8).tobytes() if masked else b"")
+    x, A, W_r, B, y, gy, gx = tensors
+    dropout_mask = rng.random((rows, width)) > 0.3 if masked else np.ones((rows, width), bool)
+    packed.append(dropout_mask.astype(np.uint8).tobytes() if masked else b"")
     header = np.array([*shape, bfloat16, masked], np.int32).tobytes()
-    header += np.array([scaling, keep_scale], np.float32).tobytes()
-    dropped = x * keep * np.float64(np.float32(keep_scale))
-    logits = x @ R.T
+    header += np.array([scaling, mask_scale], np.float32).tobytes()
+    dropped = x * dropout_mask * np.float64(np.float32(mask_scale))
+    logits = x @ W_r.T
     g = np.exp(logits - logits.max(1, keepdims=True))
     g /= g.sum(1, keepdims=True)                             # (N, E)
-    z = dropped @ A.T                                        # (N, R)
-    u = scaling * (g[:, :, None] * z[:, None, :]).reshape(rows, -1)      # (N, E·R)
+    z = dropped @ A.T                                        # (N, r)
+    u = scaling * (g[:, :, None] * z[:, None, :]).reshape(rows, -1)      # (N, E·r)
     gu = (gy @ B.T).reshape(rows, heads, rank) * scaling
     gz, gg = (g[:, :, None] * gu).sum(1), (gu * z[:, None, :]).sum(2)
     gl = g * (gg - (g * gg).sum(1, keepdims=True))
-    gx = gx + gl @ R + (gz @ A) * keep * np.float64(np.float32(keep_scale))
-    gAR = np.concatenate([gz.T @ dropped, gl.T @ x])
-    return header + b"".join(packed), [y + u @ B, z.T, g.T, gx, gAR, u.T @ gy]
+    gx = gx + gl @ W_r + (gz @ A) * dropout_mask * np.float64(np.float32(mask_scale))
+    g_stacked = np.concatenate([gz.T @ dropped, gl.T @ x])
+    return header + b"".join(packed), [y + u @ B, z.T, g.T, gx, g_stacked, u.T @ gy]
 
 
 def answer(program, data, wanted, bfloat16, seed, folder):
@@ -128,7 +128,7 @@ def test_the_shipped_kernels_match_float64_and_do_not_depend_on_the_order(progra
         got, raw = answer(programs["cuda_driver", "plain"], data, wanted, bfloat16, seed, tmp_path)
         raws.add(raw)
     assert len(raws) == 1, "the order of threads and blocks changed the bits"
-    for name, a, b in zip(("y", "z", "g", "gx", "gAR", "gB"), got, wanted):
+    for name, a, b in zip(("y", "z", "g", "gx", "g_stacked", "gB"), got, wanted):
         error = np.abs(a - b).max() / max(np.abs(b).max(), 1e-6)
         assert error <= (0.02 if bfloat16 else 2e-6), (name, error)
 
