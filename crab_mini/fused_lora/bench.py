@@ -4,6 +4,8 @@
   layer is formed within the round, so that a busy machine slows both alike. The median over the
   rounds is printed.
 - Each timed step follows one that is not timed: what ran before decides what is cached.
+- The C library is told to keep freed memory. Otherwise it returns memory to the system after some
+  steps and not after others, and each return costs a contender up to 3 ms of page faults.
 - The floor is the ratio of floating point operations (on a GPU also of bytes). No kernel can be
   below it.
 - `--sizes tiny` has the layers of the preset `tiny`, in a training step (forward and backward) and
@@ -14,6 +16,7 @@
 """
 
 import contextlib
+import ctypes
 import os
 import random
 import statistics
@@ -44,6 +47,7 @@ def run(device, threads, rounds, dtype, sizes):
     dtype: of the computation. sizes: a name of SIZES.
     """
     torch.set_num_threads(threads)
+    keep_memory()
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")         # or the profiler in `peak` prints
     cuda = device == "cuda"
     what = torch.cuda.get_device_name() if cuda else torch.backends.cpu.get_cpu_capability()
@@ -68,6 +72,15 @@ def run(device, threads, rounds, dtype, sizes):
                 ratio = statistics.median(own / base for own, base in pairs)
                 print(f"{name:18}{statistics.median(times[name]):9.3f}{ratio:8.3f}"
                       f"{peak(step, tensors, train) / MIB:10.2f}{saved(step, tensors) / MIB:11.2f}")
+
+
+def keep_memory():
+    """Tells glibc not to return freed memory to the system. Other C libraries are left alone."""
+    trim_threshold, mmap_max = -1, -4                       # as malloc.h numbers them
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        libc = ctypes.CDLL(None)
+        libc.mallopt(trim_threshold, 2**31 - 1)
+        libc.mallopt(mmap_max, 0)
 
 
 def make(rows, width, out, device, dtype, parameters):

@@ -1,6 +1,6 @@
-// Between torch and launch.cu: checks every tensor by name, computes the base product with torch's BLAS, and passes plain
-// pointers on. Of c10/cuda it includes the stream and the guard alone: other headers need parts of the CUDA toolkit that
-// a small installation lacks.
+// Between torch and launch.cu: checks every tensor by name, computes the base product with torch's BLAS, passes plain
+// pointers on. Of c10/cuda it includes the stream and the guard alone: other headers need parts of the CUDA toolkit
+// that a small installation lacks.
 #include <ATen/ATen.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
@@ -32,8 +32,10 @@ crab::Problem problem(const Tensor& x, const Tensor& weight, const Tensor& A, co
   const auto type = x.scalar_type();
   TORCH_CHECK(x.is_cuda() && x.dim() == 2, "fused_lora cuda: x must be (N, in) on a CUDA device, found ", x.sizes(),
               " on ", x.device());
-  TORCH_CHECK(type == at::kFloat || type == at::kBFloat16, "fused_lora cuda: x must be Float or BFloat16, found ", type);
-  TORCH_CHECK(weight.dim() == 2 && A.dim() == 2 && W_r.dim() == 2, "fused_lora cuda: weight, A and W_r must be matrices");
+  TORCH_CHECK(type == at::kFloat || type == at::kBFloat16,
+              "fused_lora cuda: x must be Float or BFloat16, found ", type);
+  TORCH_CHECK(weight.dim() == 2 && A.dim() == 2 && W_r.dim() == 2,
+              "fused_lora cuda: weight, A and W_r must be matrices");
   // Every size follows from x, weight, A and W_r; the other tensors must fit them.
   const int64_t N = x.size(0), in = x.size(1), out = weight.size(0), rank = A.size(0), heads = W_r.size(0);
   check("x", x, {N, in}, type, x);
@@ -75,8 +77,9 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& x, const Tensor& weight
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& gy, const Tensor& x, const Tensor& weight,
-                                                    const Tensor& A, const Tensor& W_r, const Tensor& B, const Tensor& z,
-                                                    const Tensor& g, double scaling, const OptTensor& dropout_mask,
+                                                    const Tensor& A, const Tensor& W_r, const Tensor& B,
+                                                    const Tensor& z, const Tensor& g, double scaling,
+                                                    const OptTensor& dropout_mask,
                                                     double mask_scale, bool need_x) {
   at::AutoDispatchBelowADInplaceOrView no_autograd;
   const crab::Problem p = problem(x, weight, A, W_r, B, scaling, dropout_mask, mask_scale);
@@ -96,7 +99,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& gy, const Tens
 
 }  // namespace
 
-// The name is written out, as build.py looks for it: TORCH_EXTENSION_NAME changes when a process compiles twice.
+// The name is fixed, because build.py loads it by name. TORCH_EXTENSION_NAME changes when a process compiles twice.
 PYBIND11_MODULE(crab_fused_lora_cuda, m) {
   m.def("forward", &forward, "y, z, g of the fused LoRA linear");
   m.def("backward", &backward, "gx, gA, gW_r, gB of the fused LoRA linear");

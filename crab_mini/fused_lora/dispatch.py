@@ -24,7 +24,7 @@ _DTYPES = {"cpp": (torch.float32, torch.bfloat16, torch.float64),
            "cuda": (torch.float32, torch.bfloat16)}
 _default = ""           # what set_default_kernel was given; autograd's threads read it, too
 _decided = {}           # (name, device, dtype, heads, rank) -> the module that runs
-_said = set()           # the lines that stderr has seen
+_said = set()           # the lines that were printed
 
 
 def set_default_kernel(name):

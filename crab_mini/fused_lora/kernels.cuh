@@ -49,8 +49,8 @@ struct Coefficients {
 
 // Sums COUNT values over the 32 lanes of a warp. Lane l ends with the totals of the COUNT / 32 values from
 // l · COUNT / 32 on, in v[0], v[1], ...
-// After each exchange a lane is responsible for half as many values, so 64 values take 62 shuffles. One by one they would
-// take 5 · 64. The function is recursive because every index must be known at compile time: the compiler keeps an array
+// After each exchange a lane is responsible for half as many values, so 64 values take 62 shuffles. One by one they
+// would take 5 · 64. The function is recursive because every index must be known at compile time: the compiler keeps an array
 // in registers only then.
 template <int COUNT, int HALF = COUNT / 2, int STEP = WARP / 2>
 __device__ inline void transposing_sum(float (&v)[COUNT], int lane) {
@@ -71,8 +71,8 @@ constexpr int ROWS_OF_WARP = 64 / KT;
 // Multiplies the warp's rows of x with the K <= KT rows of m: dots[offset + row · KT + k]. Each lane holds its entries
 // of x in registers while it passes over m, so x is read once.
 template <typename T, int V, int KT, typename Shared>
-__device__ inline void warp_dots(const T* x, Stacked<T> m, const unsigned char* dropout_mask, float mask_scale, int first,
-                                 int rows, int width, Shared& dots, int lane, int offset) {
+__device__ inline void warp_dots(const T* x, Stacked<T> m, const unsigned char* dropout_mask, float mask_scale,
+                                 int first, int rows, int width, Shared& dots, int lane, int offset) {
   constexpr int ROWS = ROWS_OF_WARP<KT>;
   // Each lane sums over its own columns.
   float sum[ROWS * KT];
@@ -208,7 +208,7 @@ __global__ void expand(T* y, Coefficients<T> c, Stacked<T> m, const unsigned cha
   }
 }
 
-// partial (splits, K, width): each split's part of the product c x. Where there is a dropout mask, x is multiplied by it.
+// partial (splits, K, width): each split's part of the product c x. If there is a dropout mask, x is multiplied by it.
 // Grid: (width / (32 · V), splits). Block: (32, K / WGRAD_COLUMNS). All warps of a block read the same rows of x at the
 // same time, so all but the first warp find them in the first-level cache.
 template <typename T, int V>

@@ -36,7 +36,7 @@ void for_access(int width, std::initializer_list<const void*> matrices, F&& with
   else with(std::integral_constant<int, 1>());
 }
 
-// Calls with(std::integral_constant<int, KT>). KT is the smallest tile of registers that holds `columns` sums a row.
+// Calls with(std::integral_constant<int, KT>). KT is the smallest tile of registers for `columns` sums a row.
 template <typename F>
 void for_tile(int columns, F&& with) {
   if (columns <= 16) with(std::integral_constant<int, 16>());

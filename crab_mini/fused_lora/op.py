@@ -92,7 +92,10 @@ class Eager(torch.autograd.Function):
         create_graph = torch.is_grad_enabled()
         with torch.no_grad():
             gradients = _gradients(ctx, gy, backward)
-        return Once.apply(*gradients) if create_graph else gradients
+        if not create_graph:
+            return gradients
+        # They ask for a gradient, so that whoever differentiates them reaches Once.
+        return Once.apply(*[g if g is None else g.requires_grad_() for g in gradients])
 
     @staticmethod
     def jvp(ctx, *tangents):
@@ -105,7 +108,7 @@ class Once(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, *gradients):
-        """The gradients, which now ask for one themselves."""
+        """The gradients, unchanged."""
         return gradients
 
     @staticmethod
