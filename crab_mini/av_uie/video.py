@@ -45,8 +45,9 @@ def open_clip(path: Path, field: str = "video", root: Path | None = None):
     if path.suffix.lower() in PICTURES:
         return FilmStrip(path, field)
     if path.suffix.lower() not in VIDEOS and path.is_file():
-        raise DataError(path, field, f"wrong extension '{path.suffix}': expected a folder of frames "
-                                     f"or one of {' '.join(VIDEOS)} {' '.join(PICTURES)}")
+        kinds = " ".join([*VIDEOS, *PICTURES])
+        raise DataError(path, field, f"wrong extension '{path.suffix}': "
+                                     f"expected a folder of frames or one of {kinds}")
     return VideoFile(path, field)
 
 
