@@ -1,4 +1,4 @@
-"""The rendered world: exact masks, loudness as the scene has it, the same bytes everywhere, distinct looks and sounds."""
+"""The rendered world: exact masks, loudness as the scene has it, the same bytes everywhere, looks and sounds apart."""
 
 import hashlib
 import subprocess
