@@ -1,4 +1,4 @@
-"""The rendered world: exact masks, loudness that follows the scene, the same bytes everywhere, looks and sounds apart."""
+"""The rendered world: exact masks, loudness as the scene has it, the same bytes everywhere, looks and sounds apart."""
 
 import hashlib
 import subprocess
@@ -73,7 +73,9 @@ def test_same_scene_same_bytes_in_any_order_and_process():
     scenes = [sample_scene(seed) for seed in SEEDS[:4]]
     first = [digest(render(scene)) for scene in scenes]
     assert [digest(render(scene)) for scene in reversed(scenes)] == first[::-1]
-    code = ("import hashlib; from crab_mini.world.render import render; from crab_mini.world.scene import sample_scene\n"
+    code = ("import hashlib\n"
+            "from crab_mini.world.render import render\n"
+            "from crab_mini.world.scene import sample_scene\n"
             f"c = render(sample_scene({SEEDS[2]}))\n"
             "print(hashlib.sha256(c.frames.tobytes() + c.masks.tobytes() + c.waveform.tobytes()).hexdigest())")
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

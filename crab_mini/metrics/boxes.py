@@ -1,7 +1,7 @@
 """Scores of boxes (ARIG): intersection over union, cIoU and the area under the success curve.
 
-Official Crab computes neither of the last two; they follow the evaluator of the benchmark (VGG-SS). A
-box is x0 y0 x1 y1; its unit does not matter.
+Official Crab computes neither of the last two; they follow the evaluator of the benchmark (VGG-SS).
+A box is x0 y0 x1 y1; its unit does not matter.
 """
 
 import numpy as np
