@@ -77,6 +77,10 @@ def test_a_dictionary_of_another_version_is_one_line():
         from_dict({"lora": {"ranks": 8}})
 
 
+def test_the_defaults_are_the_preset_tiny():
+    assert Config() == preset("tiny")
+
+
 def test_an_unknown_preset_is_one_line():
     with pytest.raises(ConfigError, match="--preset tny: no such preset; nearest: tiny"):
         preset("tny")

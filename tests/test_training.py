@@ -125,6 +125,12 @@ def test_another_configuration_is_refused_and_keeps_the_file(tmp_path, change):
     assert (tmp_path / "toy.pt").read_bytes() == before
 
 
+def test_another_estimate_of_the_minutes_keeps_the_checkpoint(tmp_path):
+    _, mark = run_toy(tmp_path)
+    never = Batches(0, lambda: pytest.fail("it trained again"))
+    assert run_toy(tmp_path, replace(CFG, minutes=CFG.minutes + 1), never)[1] == mark
+
+
 def test_another_module_is_refused(tmp_path):
     run_toy(tmp_path)
     other = Toy()

@@ -69,8 +69,9 @@ def fit(name: str, module: nn.Module, batches, cfg: StageConfig, depends: dict, 
     parameter_groups. Raises CheckpointError, NonFiniteLoss, Interrupted.
     """
     path = Path(run.out) / f"{name}.pt"
-    config = plain(dict(depends, stage=dataclasses.asdict(cfg), seed=run.seed, precision=run.precision,
-                        max_minutes=max_minutes))
+    stage = dataclasses.asdict(cfg)
+    del stage["minutes"]        # an estimate, which changes nothing that is learned
+    config = plain(dict(depends, stage=stage, seed=run.seed, precision=run.precision, max_minutes=max_minutes))
     module.to(run.device).train()
     saved = load(path, name, config) if path.exists() else None
     if saved and saved["done"]:
