@@ -16,7 +16,6 @@ import argparse
 import dataclasses
 import functools
 import hashlib
-import os
 import sys
 import time
 import zlib
@@ -36,7 +35,14 @@ from crab_mini.evaluation.tables import as_json, table
 from crab_mini.features.encoders import Features
 from crab_mini.features.rows import Rows, usable
 from crab_mini.files import write_whole
-from crab_mini.options import STAGES, arguments, check
+from crab_mini.options import (
+    LISTED,
+    STAGES,
+    arguments,
+    check,
+    choose_device,
+    choose_precision,
+)
 from crab_mini.pretrained import options as published
 from crab_mini.stages.encoders import HearStage, Pictures, SeeStage, Sounds
 from crab_mini.stages.interfaces import (
@@ -59,7 +65,6 @@ from crab_mini.world.write import write
 
 MINIATURE = Path("data/av_uie_mini")
 INTERFACE_RATE = 0.3        # of LoRA's learning rate, for the interfaces: alignment has brought them close already
-LISTED = 20                 # bad samples that are named one by one
 
 
 class Lazily:
@@ -79,17 +84,6 @@ class Lazily:
     def ids(self, step: int) -> list[str]:
         """Its samples."""
         return self._get().ids(step)
-
-
-def settle(options: argparse.Namespace) -> tuple[torch.device, str, list[str]]:
-    """-> device, precision and the tasks, all checked."""
-    if options.device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("--device cuda: this torch sees no GPU (expected auto or cpu)")
-    device = torch.device("cuda" if options.device != "cpu" and torch.cuda.is_available() else "cpu")
-    quick = device.type == "cuda" or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    precision = options.precision if options.precision != "auto" else "bf16" if quick else "fp32"
-    os.environ["CRAB_KERNEL"] = options.kernel
-    return device, precision, parse_tasks(options.task)
 
 
 def rendered(options: argparse.Namespace) -> Path | None:
@@ -239,7 +233,7 @@ def train(crab, tokenizer: Tokenizer, cfg: Config, options, run: Run, data: Path
     stage("align", lambda: WholeStage(crab), lambda: Stream(
         ClipRows(cfg, tokenizer, clip_features(), reasoning), tokenizer, cfg.align.batch, seed + 2, *share))
     depends |= {"lora": dataclasses.asdict(cfg.lora), "tasks": tasks, "data": str(data)}
-    crab.with_lora().to(run.device)
+    crab.with_lora(options.kernel).to(run.device)
 
     stage("instruct", lambda: WholeStage(crab), lambda: Stream(
         prepare(data, "train", tasks, features, tokenizer, options, run), tokenizer, cfg.instruct.batch, seed + 3,
@@ -273,7 +267,9 @@ def main(argv: list[str] | None = None) -> int:
     began = time.monotonic()
     try:
         options, cfg = arguments(__doc__, argv)
-        device, precision, tasks = settle(options)
+        device = choose_device(options.device)
+        precision = choose_precision(options.precision, device)
+        tasks = parse_tasks(options.task)
         if options.stages and not options.stages.is_dir():
             raise ConfigError(f"{options.stages}: --stages: the folder of an earlier run cannot be found")
         processes, device = connect(device)

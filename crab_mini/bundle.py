@@ -48,11 +48,11 @@ def save(path: Path, crab: Crab, tokenizer: Tokenizer, **facts) -> None:
                     tokenizer=torch.frombuffer(bytearray(tokenizer.model), dtype=torch.uint8), facts=facts)
 
 
-def load(path: Path) -> tuple[Crab, Tokenizer, dict]:
+def load(path: Path, kernel: str = "") -> tuple[Crab, Tokenizer, dict]:
     """-> (model in eval mode, tokenizer, facts); CheckpointError names what is wrong with the file."""
     content = checkpoint.load(path, KIND)
     tokenizer = Tokenizer(bytes(content["tokenizer"].numpy()))
-    crab = build(from_dict(content["config"]), tokenizer).with_lora()
+    crab = build(from_dict(content["config"]), tokenizer).with_lora(kernel)
     try:
         crab.load_state_dict(renamed(content["model"]))
     except RuntimeError as error:

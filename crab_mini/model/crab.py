@@ -81,10 +81,13 @@ class Crab(nn.Module):
             part.requires_grad_(True)
         self.segmentation.freeze_unused()
 
-    def with_lora(self) -> "Crab":
-        """Freezes the LLM and gives every linear layer of its blocks the interaction-aware LoRA."""
+    def with_lora(self, kernel: str = "") -> "Crab":
+        """Freezes the LLM and gives every linear layer of its blocks the interaction-aware LoRA.
+
+        kernel: one of fused_lora.KERNELS; "" for the environment variable CRAB_KERNEL.
+        """
         self.llm.requires_grad_(False)
-        attach(self.llm.blocks, self.cfg.lora)
+        attach(self.llm.blocks, self.cfg.lora, kernel)
         return self
 
     @torch.no_grad()

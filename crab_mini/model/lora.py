@@ -25,7 +25,7 @@ class InteractionLoRALinear(nn.Module):
     transposed and zero at first. x (..., in) -> (..., out).
     """
 
-    def __init__(self, linear: nn.Linear, cfg: LoRAConfig):
+    def __init__(self, linear: nn.Linear, cfg: LoRAConfig, kernel: str = ""):
         """Takes over linear's weight and bias (no copy) and freezes them; new tensors get its device and dtype.
 
         Raises ValueError when cfg has a rank or a head count below one or a dropout outside [0, 1).
@@ -34,6 +34,7 @@ class InteractionLoRALinear(nn.Module):
         if cfg.rank < 1 or cfg.heads < 1 or not 0.0 <= cfg.dropout < 1.0:
             raise ValueError(f"LoRAConfig: rank and heads must be at least 1 and dropout in [0, 1), found {cfg}")
         self.in_features, self.out_features, self.cfg = linear.in_features, linear.out_features, cfg
+        self.kernel = kernel
         self.weight, self.bias = linear.weight.requires_grad_(False), linear.bias
         if self.bias is not None:
             self.bias.requires_grad_(False)
@@ -51,7 +52,8 @@ class InteractionLoRALinear(nn.Module):
     def forward(self, x):
         """x (..., in) -> y (..., out)."""
         dropout = self.cfg.dropout if self.training else 0.0
-        return fused_lora(x, self.weight, self.bias, self.lora_A, self.lora_route, self.lora_B, self.scaling, dropout)
+        return fused_lora(x, self.weight, self.bias, self.lora_A, self.lora_route, self.lora_B, self.scaling, dropout,
+                          kernel=self.kernel)
 
     def route(self, x):
         """Which heads each token uses: x (..., in) -> router weights (..., E), summing to one."""
@@ -72,7 +74,7 @@ class InteractionLoRALinear(nn.Module):
         return f"{self.in_features}, {self.out_features}, {self.cfg}"
 
 
-def attach(model: nn.Module, cfg: LoRAConfig) -> list[InteractionLoRALinear]:
+def attach(model: nn.Module, cfg: LoRAConfig, kernel: str = "") -> list[InteractionLoRALinear]:
     """Freezes every parameter of `model`, replaces each nn.Linear inside it in place; returns the new layers.
 
     A linear layer used in two places is replaced by one layer in both. Raises ValueError when there is none inside
@@ -80,7 +82,7 @@ def attach(model: nn.Module, cfg: LoRAConfig) -> list[InteractionLoRALinear]:
     """
     if any(isinstance(m, InteractionLoRALinear) for m in model.modules()):
         raise ValueError(f"attach: {type(model).__name__} already carries LoRA layers")
-    layers = _swap(model, nn.Linear, lambda linear: InteractionLoRALinear(linear, cfg))
+    layers = _swap(model, nn.Linear, lambda linear: InteractionLoRALinear(linear, cfg, kernel))
     if not layers:
         raise ValueError(f"attach: {type(model).__name__} holds no nn.Linear")
     trainable = set(lora_parameters(model))
