@@ -58,7 +58,8 @@ from crab_mini.stages.text import Script, ScriptRows, TextStage, world_text
 from crab_mini.tasks.base import parse_tasks
 from crab_mini.tokenizer import Tokenizer
 from crab_mini.training.distributed import Processes, connect, disconnect
-from crab_mini.training.loop import Run, fit, seed_all
+from crab_mini.training.loop import Run, fit
+from crab_mini.training.rng import seed_all
 from crab_mini.world.clips import Clips, index_of
 from crab_mini.world.scene import CATEGORIES, WORLD
 from crab_mini.world.write import write
@@ -162,7 +163,7 @@ def left_out(problems: list[DataError], split: str, run: Run) -> None:
 
 def plan(crab, cfg: Config, options, run: Run, data: Path, mini: Path, tasks: list[str]) -> None:
     """Says what is about to happen."""
-    threads = f"{torch.get_num_threads()} threads, {run.processes.world} process(es)"
+    threads = f"{torch.get_num_threads()} threads, {run.processes.world_size} process(es)"
     skipped = published.skipped(options)
     stages = [name for name in STAGES if name not in skipped]
     minutes = options.max_minutes or sum(getattr(cfg, name).minutes for name in stages)
@@ -200,7 +201,7 @@ def prepare(data: Path, split: str, tasks: list[str], features: Features, tokeni
 def train(crab, tokenizer: Tokenizer, cfg: Config, options, run: Run, data: Path, mini: Path,
           categories: list[str], tasks: list[str], keys: dict[str, str]) -> Features:
     """All stages in order; each is skipped when its checkpoint is there, or published weights make it needless."""
-    reasoning, share, seed = cfg.reasoning == "on", (run.processes.rank, run.processes.world), cfg.seed
+    reasoning, share, seed = cfg.reasoning == "on", (run.processes.rank, run.processes.world_size), cfg.seed
     words = Script(crab, len(categories))
     features = Features(crab, run.device, run.precision, options.cache_features)
     clips = functools.cache(lambda: Clips(mini, "train"))
@@ -212,13 +213,13 @@ def train(crab, tokenizer: Tokenizer, cfg: Config, options, run: Run, data: Path
     skipped = published.skipped(options)
     whole = sum(getattr(cfg, name).minutes for name in STAGES if name not in skipped)
 
-    def stage(name: str, make, batches, where: Run = early, rate=None) -> None:
+    def stage(name: str, make, batches, where: Run = early, lr_scale=None) -> None:
         if name in skipped:
             return
         module, stage_cfg = make(), getattr(cfg, name)
         parameters(name, module, run.processes)
         minutes = options.max_minutes and options.max_minutes * stage_cfg.minutes / whole
-        depends[name] = fit(name, module, Lazily(batches), stage_cfg, dict(depends), where, minutes, rate)
+        depends[name] = fit(name, module, Lazily(batches), stage_cfg, dict(depends), where, minutes, lr_scale)
 
     stage("text", lambda: TextStage(crab, words),
           lambda: Stream(ScriptRows(cfg, tokenizer, categories, reasoning), tokenizer, cfg.text.batch, seed, *share))
@@ -237,7 +238,7 @@ def train(crab, tokenizer: Tokenizer, cfg: Config, options, run: Run, data: Path
 
     stage("instruct", lambda: WholeStage(crab), lambda: Stream(
         prepare(data, "train", tasks, features, tokenizer, options, run), tokenizer, cfg.instruct.batch, seed + 3,
-        *share), where=run, rate=lambda name: 1.0 if "lora_" in name else INTERFACE_RATE)
+        *share), where=run, lr_scale=lambda name: 1.0 if "lora_" in name else INTERFACE_RATE)
     return features
 
 

@@ -145,7 +145,7 @@ def test_an_overfit_batch_is_answered_perfectly(nano, here):
     assert [row.task for row in rows.rows] == list(rows.by_task) == list(TASKS)
     batch = OneBatch(collate([rows.item(row) for row in rows.rows], tokenizer.pad))
     cfg = StageConfig(steps=150, lr=0.01, muon_lr=0.0, warmup=5, weight_decay=0.0)
-    fit("instruct", WholeStage(crab), batch, cfg, {}, Run(here / "overfit"), rate=lambda name: 1.0 if "lora_" in name
+    fit("instruct", WholeStage(crab), batch, cfg, {}, Run(here / "overfit"), lr_scale=lambda name: 1.0 if "lora_" in name
         else 0.5)
     for task, spec in TASKS.items():
         said, = answer(crab, tokenizer, rows, task, CPU)
