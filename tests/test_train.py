@@ -26,7 +26,7 @@ from crab_mini.tasks.base import TASKS
 from crab_mini.training.checkpoint import load
 from crab_mini.training.loop import Run, fit
 from crab_mini.training.progress import read_curve
-from crab_mini.world.annotate import STEP
+from crab_mini.world.view import STEP
 
 HOME = Path(train.__file__).parent
 NANO = ["--preset", "nano", "--precision", "fp32", "--kernel", "torch", "--lora.rank", "16", "--lora.alpha", "32",

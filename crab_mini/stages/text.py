@@ -15,10 +15,10 @@ from ..batch import Batch, Sequence
 from ..model.crab import Crab
 from ..tasks.base import TASKS
 from ..tokenizer import Tokenizer
-from ..world.annotate import View
 from ..world.questions import one_question
 from ..world.scene import sample_scene
 from ..world.script import audio_words, script, visual_words
+from ..world.view import View
 from ..world.write import POSE
 from .rows import WEIGHTS
 

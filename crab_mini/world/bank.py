@@ -22,11 +22,12 @@ from ..av_uie.integrity import PICTURES, SOUNDS
 from ..av_uie.media import as_rgb, open_picture, read_audio
 from ..errors import DataError
 from ..tasks.class_names import AVSBENCH_CLASSES
+from .backgrounds import background, drifting, margin
 from .dials import Dials
 from .render import HUE_TURN, tinted
 from .scene import RATE, TRAIN_VARIANTS
-from .sounds import FINE, LOOP, finish
-from .sprites import SIDE, background, drifting, margin
+from .sprites import SIDE
+from .synthesis import FINE, LOOP, levelled
 
 FEWEST = 5                  # classes that a scene may need at once
 SMALLEST = 48               # pixels of the longer side, so that no sprite is enlarged to a blur
@@ -123,7 +124,7 @@ def ring(path: Path) -> np.ndarray:
     spectrum = np.fft.rfft(wave)
     spectrum = np.pad(spectrum, (0, len(wave) * FINE // RATE // 2 + 1 - len(spectrum)))
     top = RATE / 2 / FASTEST / 1.06                 # and scenes play up to 6 % faster
-    return finish(np.fft.irfft(spectrum, len(wave) * FINE // RATE), top)
+    return levelled(np.fft.irfft(spectrum, len(wave) * FINE // RATE), top)
 
 
 @lru_cache(maxsize=1024)

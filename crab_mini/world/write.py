@@ -24,11 +24,12 @@ from tqdm import tqdm
 
 from ..av_uie.media import encode_classes
 from ..errors import DataError
-from .annotate import ROWS, View
+from .annotate import ROWS
 from .bank import class_names
 from .questions import avqa
 from .render import Procedural, render
 from .scene import MAX_SEED, RATE, SECONDS, SEED_STRIDE, TEST_SEED, WORLD, sample_scene
+from .view import View
 
 POSE = ROWS | {"avqa": avqa}
 FRAME_TASKS = ("ms3", "avss", "ref_avs")       # their clips hold several frames: one of them for each training clip
