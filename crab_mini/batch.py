@@ -29,7 +29,7 @@ class Sequence:
 
 @dataclass
 class Batch:
-    """Sequences of one length; G mask groups in all, each of `scales * tokens` mask ids."""
+    """Sequences of one length; G mask groups in all, each of six mask ids."""
     ids: Tensor                             # (B,L)
     loss_mask: Tensor                       # (B,L) bool
     attention_mask: Tensor                  # (B,L) bool, False on padding

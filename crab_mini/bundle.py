@@ -49,7 +49,10 @@ def save(path: Path, crab: Crab, tokenizer: Tokenizer, **facts) -> None:
 
 
 def load(path: Path, kernel: str = "") -> tuple[Crab, Tokenizer, dict]:
-    """-> (model in eval mode, tokenizer, facts); CheckpointError names what is wrong with the file."""
+    """-> (model in eval mode, tokenizer, facts).
+
+    kernel: of the LoRA, see `Crab.with_lora`. CheckpointError names what is wrong with the file.
+    """
     content = checkpoint.load(path, KIND)
     tokenizer = Tokenizer(bytes(content["tokenizer"].numpy()))
     crab = build(from_dict(content["config"]), tokenizer).with_lora(kernel)

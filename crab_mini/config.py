@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 
 REASONING = ("on", "off")   # off: answers are the bare tags
 MEL_BINS = 128              # of a log-mel frame, the published BEATs' number
+MASK_SCALES = 2             # layers of the ViT that the mask decoders read: VisionConfig.mask_layers
+MASK_TOKENS = 3             # <mask_i> tokens that the LLM writes for each of them
 
 
 class ConfigError(ValueError):
@@ -90,8 +92,6 @@ class MaskConfig:
     layers: int = 2
     heads: int = 4
     ffn_dim: int = 256
-    scales: int = 2
-    tokens: int = 3                # <mask_i> tokens per scale
 
 
 @dataclass(frozen=True)
@@ -164,6 +164,8 @@ class Config:
 # Fields that had another name in version 0.1, as (section, old name) -> new name: its checkpoints are still read.
 OLD_FIELDS = {(section, old): new for section in ("llm", "vision", "audio", "visual_qformer", "audio_qformer", "mask")
               for old, new in (("width", "dim"), ("hidden", "ffn_dim"), ("vocab", "vocab_size"))}
+# Fields of version 0.1 that could have one value only: that value is read over, any other is an unknown field.
+OLD_CONSTANTS = {("mask", "scales"): MASK_SCALES, ("mask", "tokens"): MASK_TOKENS}
 
 
 def from_dict(values: dict) -> Config:
@@ -178,7 +180,8 @@ def from_dict(values: dict) -> Config:
             made[name] = value
             continue
         known = {f.name for f in dataclasses.fields(kind)}
-        value = {OLD_FIELDS.get((name, key), key): inner for key, inner in value.items()}
+        value = {OLD_FIELDS.get((name, key), key): inner for key, inner in value.items()
+                 if (name, key) not in OLD_CONSTANTS or inner != OLD_CONSTANTS[name, key]}
         for key in value:
             if key not in known:
                 raise ConfigError(f"{name}.{key}: no such field{_nearest(key, known)}")

@@ -16,7 +16,6 @@ import torch
 from .config import Config, ConfigError, override, preset
 from .fused_lora import KERNELS
 from .tasks.base import TASKS
-from .tokenizer import MASKS
 from .world.scene import MAX_SEED
 from .world.script import CELLS, VOICES
 
@@ -155,7 +154,7 @@ def check(cfg: Config, scripted: bool) -> None:
     for name, seed, most in (("seed", cfg.seed, 2 ** 31 - 1), ("world.seed", cfg.world.seed, MAX_SEED)):
         if seed > most:
             raise ConfigError(f"--{name}: expected at most {most}, found {seed}")
-    vision, audio, mask = cfg.vision, cfg.audio, cfg.mask
+    vision, audio = cfg.vision, cfg.audio
     multiples = {"vision.image": ("vision.patch", vision.image, vision.patch)}
     multiples |= {f"{name}.dim": (f"{name}.heads", getattr(cfg, name).dim, getattr(cfg, name).heads)
                   for name in ("vision", "audio", "visual_qformer", "audio_qformer", "mask")}
@@ -170,10 +169,6 @@ def check(cfg: Config, scripted: bool) -> None:
         if max(value if isinstance(value, tuple) else (value,)) > vision.layers:
             raise ConfigError(f"--vision.{name}: expected at most {vision.layers}, the number of layers, "
                               f"found {_shown(value)}")
-    if mask.scales != len(vision.mask_layers) or mask.scales * mask.tokens != len(MASKS):
-        raise ConfigError(f"--mask.scales, --mask.tokens: expected {len(vision.mask_layers)} (one for each of "
-                          f"vision.mask_layers) times {len(MASKS) // len(vision.mask_layers)}, which is the number of "
-                          f"mask tokens, found {mask.scales} times {mask.tokens}")
     if audio.max_distance <= audio.buckets // 4:
         raise ConfigError("--audio.max_distance: expected more than a quarter of the buckets, "
                           f"found {audio.max_distance}")

@@ -110,7 +110,7 @@ def test_every_option_and_every_field_is_read(monkeypatch, tmp_path):
     (["--vision.patch", "7"], "--vision.image: expected a multiple of vision.patch 7, found 64"),
     (["--vision.heads", "5"], "--vision.dim: expected a multiple of vision.heads 5, found 64"),
     (["--vision.mask_layers", "1,9"], "--vision.mask_layers: expected at most 2, the number of layers, found 1,9"),
-    (["--mask.tokens", "2"], "--mask.scales, --mask.tokens: expected 2 "),
+    (["--mask.tokens", "2"], "--mask.tokens: no such option or field"),
     (["--visual_qformer.queries", "8"], "--visual_qformer.queries: expected 4, the slots of the scripts"),
     (["--audio.max_distance", "3"], "--audio.max_distance: expected more than a quarter of the buckets, found 3"),
     (["--llm.kv_heads", "3"], "LLMConfig: dim must be a multiple of 2 * heads and heads of kv_heads"),

@@ -54,17 +54,6 @@ def digest(*parts: bytes) -> bytes:
     return made.digest()
 
 
-def weights_key(state: dict[str, Tensor], *facts) -> str:
-    """Name of a cache: the encoders' parameters and whatever else decides their output (dtype, layers, sizes)."""
-    made = hashlib.blake2b(repr((FORMAT, *facts)).encode(), digest_size=DIGEST)
-    for name in sorted(state):
-        value = state[name].detach().cpu().contiguous()
-        made.update(f"\n{name} {value.dtype} {tuple(value.shape)}\n".encode())
-        if value.numel():
-            made.update(value.view(-1).view(torch.uint8).numpy())       # no copy: a published LLM has 27 GB
-    return made.hexdigest()
-
-
 class Store:
     """Content hash -> row of a float16 array (N, ...) on disk. Files: rows.f16, keys (16 bytes a row), shape.json."""
 
@@ -142,7 +131,7 @@ class Cached:
 class FeatureCache:
     """`cache.prepare(rows)` -> a `Cached` for each row; encoders run for what is new.
 
-    folder: given by the user; key: see weights_key; see: frames (N,3,H,W) uint8 -> (N,...); hear: log-mels of a second
+    folder: given by the user; key: hash of the encoders; see: frames (N,3,H,W) uint8 -> (N,...); hear: log-mels of a second
     each, (N,F,128) float16 -> (N,...).
     """
 

@@ -14,13 +14,6 @@ def box_iou(a, b, eps: float = 0.0) -> np.ndarray:
     return shared / np.where(union > 0, union + eps, 1)
 
 
-def official_box_iou(a, b) -> np.ndarray:
-    """Official Crab's intersection_over_union (ciou.py). Oddity: 1e-6 in the denominator, so equal boxes fall short of
-    1. Its c_iou and bbox_overlaps_ciou are left out: the first changes under translation, the second gives disjoint
-    boxes up to 1."""
-    return box_iou(a, b, eps=1e-6)
-
-
 def ciou(iou) -> float:
     """cIoU of the grounding literature (not Complete-IoU): the share of boxes with IoU >= 0.5."""
     return float((np.asarray(iou) >= 0.5).mean())

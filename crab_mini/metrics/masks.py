@@ -2,9 +2,8 @@
 
 Functions named after an item return one number for each, so that a mean and its interval can be taken (see
 `metrics.bootstrap_interval`); NaN marks an item for which the score has no meaning, and the means leave it out.
-Where official Crab's script computes something else, its number is under a name that begins with `official_`, and its
-docstring tells the difference. Masks are numpy arrays or torch tensors; *above zero* is foreground, for logits
-(sigmoid > 0.5) and for masks of 0 and 1 alike.
+Where official Crab's script computes something else, its number is in official.py. Masks are numpy arrays or torch
+tensors; *above zero* is foreground, for logits (sigmoid > 0.5) and for masks of 0 and 1 alike.
     metrics.mask_iou(logits, target).mean()
 """
 
@@ -25,6 +24,12 @@ def _pair(pred, target) -> tuple[Tensor, Tensor]:
     return pred, target
 
 
+def foreground(pred, target) -> tuple[Tensor, Tensor]:
+    """Which pixels are above zero: (N,H,W) twice -> (N,H*W) bool twice."""
+    pred, target = _pair(pred, target)
+    return pred.flatten(1) > 0, target.flatten(1) > 0
+
+
 def _f(precision, recall):
     """(1 + beta2) P R / (beta2 P + R); 0 where both are 0."""
     return (1 + BETA2) * precision * recall / (BETA2 * precision + recall + (precision + recall == 0))
@@ -32,17 +37,9 @@ def _f(precision, recall):
 
 def mask_iou(pred, target) -> np.ndarray:
     """Intersection over union of each item: (N,H,W), (N,H,W) -> (N,). Nothing predicted where nothing is: 1."""
-    p, t = (x.flatten(1) > 0 for x in _pair(pred, target))
+    p, t = foreground(pred, target)
     union = (p | t).sum(1)
     return ((p & t).sum(1) / union.clamp(min=1) + (union == 0)).double().numpy()
-
-
-def official_mask_iou(pred, target) -> float:
-    """Official Crab's mask_iou, a mean over items (avss_utils.py:34). Oddity: an item with an EMPTY target scores the
-    share of pixels left empty, so that half a frame of false alarms still scores 0.5; `mask_iou` scores it 0."""
-    p, t = (x.flatten(1) > 0 for x in _pair(pred, target))
-    empty = ~t.any(1)
-    return float(np.where(empty, (~p).double().mean(1), mask_iou(pred, target)).mean())
 
 
 def precision_recall(logits, target) -> tuple[np.ndarray, np.ndarray]:
@@ -82,17 +79,10 @@ def f_measure(logits, target) -> float:
 
 def f_measure_at_half(pred, target) -> np.ndarray:
     """F of each item at the threshold that `mask_iou` uses: (N,H,W) twice -> (N,); NaN where the target is empty."""
-    p, t = (x.flatten(1) > 0 for x in _pair(pred, target))
+    p, t = foreground(pred, target)
     hits = (p & t).sum(1).double()
     f = _f(hits / p.sum(1).clamp(min=1), hits / t.sum(1).clamp(min=1))
     return torch.where(t.any(1), f, float("nan")).numpy()
-
-
-def official_f_measure(logits, target) -> float:
-    """The F that official Crab's scripts report (avss_utils.py:86 called frame by frame). Two oddities: each frame
-    takes its own best threshold, and a frame with an empty target counts as 0; `f_measure` has one threshold for all
-    and leaves those frames out."""
-    return float(np.nan_to_num(f_curve(logits, target)).max(1).mean())
 
 
 def null_score(pred) -> np.ndarray:
@@ -100,11 +90,6 @@ def null_score(pred) -> np.ndarray:
 
     (N,H,W) -> (N,)."""
     return (torch.as_tensor(pred).detach().cpu().flatten(1) > 0).double().mean(1).sqrt().numpy()
-
-
-def official_null_score(pred) -> float:
-    """Official Crab's metric_s_for_null of a batch. Oddity: the root of the pooled share, not the mean of roots."""
-    return float((torch.as_tensor(pred) > 0).double().mean().sqrt())
 
 
 def class_iou_f(pred, target, classes: int) -> tuple[np.ndarray, np.ndarray]:
@@ -132,17 +117,10 @@ def class_mean(per_frame: np.ndarray, background: bool = True) -> float:
     """AVSS' mIoU (or F): mean over frames for each class, then over the classes that were seen. (N,C) -> float.
 
     background=False leaves out class 0."""
-    return float(np.mean(_seen(per_frame[:, 0 if background else 1:])))
+    return float(np.mean(mean_of_seen(per_frame[:, 0 if background else 1:])))
 
 
-def official_class_mean(per_frame: np.ndarray, background: bool = True) -> float:
-    """The mean that official Crab's inference_avss prints (inference_hyper_lora.py:1230). Oddities: classes that never
-    occur count as 0, and `noBg` drops the LAST class although background is the first."""
-    classes = per_frame.shape[1] if background else per_frame.shape[1] - 1
-    return float(np.sum(_seen(per_frame[:, :classes])) / classes)
-
-
-def _seen(per_frame: np.ndarray) -> np.ndarray:
+def mean_of_seen(per_frame: np.ndarray) -> np.ndarray:
     """Mean over frames of each class that occurs in one."""
     return np.nanmean(per_frame[:, ~np.isnan(per_frame).all(0)], 0)
 
@@ -150,10 +128,3 @@ def _seen(per_frame: np.ndarray) -> np.ndarray:
 def frame_mean(iou: np.ndarray) -> np.ndarray:
     """mIoU of each frame over the classes in its prediction or annotation: (N,C) -> (N,)."""
     return np.nanmean(iou, 1)
-
-
-def official_frame_mean(iou: np.ndarray) -> np.ndarray:
-    """Official Crab's vid_miou_list (avss_utils.py:417). Oddity: a class with IoU 0, wholly missed or invented, is left
-    out of the mean, which flatters; NaN if all are 0."""
-    counted = (iou > 0).sum(1)
-    return np.nansum(iou, 1) / np.where(counted, counted, np.nan)

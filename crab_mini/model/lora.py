@@ -26,15 +26,17 @@ class InteractionLoRALinear(nn.Module):
     """
 
     def __init__(self, linear: nn.Linear, cfg: LoRAConfig, kernel: str = ""):
-        """Takes over linear's weight and bias (no copy) and freezes them; new tensors get its device and dtype.
+        """Takes over linear's weight and bias (no copy) and freezes them.
 
-        Raises ValueError when cfg has a rank or a head count below one or a dropout outside [0, 1).
+        New tensors get its device and dtype. kernel: of fused_lora.KERNELS; "": as CRAB_KERNEL
+        says. Raises ValueError when cfg has a rank or a head count below one or a dropout outside
+        [0, 1).
         """
         super().__init__()
         if cfg.rank < 1 or cfg.heads < 1 or not 0.0 <= cfg.dropout < 1.0:
             raise ValueError(f"LoRAConfig: rank and heads must be at least 1 and dropout in [0, 1), found {cfg}")
-        self.in_features, self.out_features, self.cfg = linear.in_features, linear.out_features, cfg
-        self.kernel = kernel
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.cfg, self.kernel = cfg, kernel
         self.weight, self.bias = linear.weight.requires_grad_(False), linear.bias
         if self.bias is not None:
             self.bias.requires_grad_(False)
@@ -52,8 +54,8 @@ class InteractionLoRALinear(nn.Module):
     def forward(self, x):
         """x (..., in) -> y (..., out)."""
         dropout = self.cfg.dropout if self.training else 0.0
-        return fused_lora(x, self.weight, self.bias, self.lora_A, self.lora_route, self.lora_B, self.scaling, dropout,
-                          kernel=self.kernel)
+        return fused_lora(x, self.weight, self.bias, self.lora_A, self.lora_route, self.lora_B,
+                          self.scaling, dropout, kernel=self.kernel)
 
     def route(self, x):
         """Which heads each token uses: x (..., in) -> router weights (..., E), summing to one."""
@@ -75,10 +77,11 @@ class InteractionLoRALinear(nn.Module):
 
 
 def attach(model: nn.Module, cfg: LoRAConfig, kernel: str = "") -> list[InteractionLoRALinear]:
-    """Freezes every parameter of `model`, replaces each nn.Linear inside it in place; returns the new layers.
+    """Freezes every parameter of `model` and replaces each nn.Linear inside it, in place.
 
-    A linear layer used in two places is replaced by one layer in both. Raises ValueError when there is none inside
-    (a bare nn.Linear cannot be replaced in place) or when LoRA is there already.
+    Returns the new layers. A linear layer used in two places is replaced by one layer in both.
+    kernel: see `InteractionLoRALinear`. Raises ValueError when there is no linear layer inside (a
+    bare nn.Linear cannot be replaced in place) or when LoRA is there already.
     """
     if any(isinstance(m, InteractionLoRALinear) for m in model.modules()):
         raise ValueError(f"attach: {type(model).__name__} already carries LoRA layers")

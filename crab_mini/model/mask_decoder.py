@@ -20,7 +20,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..config import MaskConfig
+from ..config import MASK_SCALES, MASK_TOKENS, MaskConfig
 
 
 class LayerNorm2d(nn.LayerNorm):
@@ -199,11 +199,10 @@ class SegmentationHead(nn.Module):
 
     def __init__(self, cfg: MaskConfig, vision_width: int):
         super().__init__()
-        self.cfg = cfg
         self.necks = nn.ModuleList(nn.Sequential(nn.Linear(vision_width, cfg.dim), nn.LayerNorm(cfg.dim, eps=1e-6))
-                                   for _ in range(cfg.scales))
+                                   for _ in range(MASK_SCALES))
         self.decoders = nn.ModuleList(MaskDecoder(cfg.dim, cfg.layers, cfg.heads, cfg.ffn_dim)
-                                      for _ in range(cfg.scales))
+                                      for _ in range(MASK_SCALES))
         self.position = PositionCode(cfg.dim)
         self.freeze_unused()
 
@@ -221,15 +220,15 @@ class SegmentationHead(nn.Module):
         side = math.isqrt(features[0].shape[1])
         if side * side != features[0].shape[1]:
             raise ValueError(f"features: expected a square grid of patches, found {features[0].shape[1]}")
-        expected = (self.cfg.scales, self.cfg.scales * self.cfg.tokens)
+        expected = (MASK_SCALES, MASK_SCALES * MASK_TOKENS)
         if (len(features), prompts.shape[1]) != expected:
             raise ValueError(f"features and prompts: expected {expected[0]} scales and {expected[1]} mask tokens, "
                              f"found {len(features)} and {prompts.shape[1]}")
         code, total = self.position.grid(side, side), 0
-        for x, own, neck, decoder in zip(features, prompts.split(self.cfg.tokens, 1), self.necks, self.decoders):
+        for x, own, neck, decoder in zip(features, prompts.split(MASK_TOKENS, 1), self.necks, self.decoders):
             image = neck(x).transpose(1, 2).unflatten(2, (side, side))                           # (N,C,h,w)
             total = total + decoder.first_mask(image, code, own).float()                         # (N,4h,4w)
-        mean = total / self.cfg.scales
+        mean = total / MASK_SCALES
         return F.interpolate(mean[:, None], size, mode="bilinear", align_corners=False)[:, 0]    # (N,H,W)
 
 
@@ -245,20 +244,3 @@ def dice_loss(logits: Tensor, target: Tensor, smooth: float = 1.0, scale: float 
     """
     p, t = logits.float().sigmoid().flatten(1), target.float().flatten(1)
     return 1 - (2 * (p * t).sum(1) / scale + smooth) / ((p.sum(1) + t.sum(1)) / scale + smooth)
-
-
-def official_bce_loss(logits: Tensor, target: Tensor, num_masks: float) -> Tensor:
-    """Official Crab's sigmoid_ce_loss: `bce_loss` summed over items and divided by num_masks + 1e-8, a scalar."""
-    return bce_loss(logits, target).sum() / (num_masks + 1e-8)
-
-
-def official_dice_loss(logits: Tensor, target: Tensor, num_masks: float) -> Tensor:
-    """Official Crab's dice_loss, a scalar. Oddity: sums are divided by 1000 before 1e-6 is added, so that the 1e-6
-    weighs as 0.001 pixels do, and an empty target's loss is 1 however small the prediction."""
-    return dice_loss(logits, target, smooth=1e-6, scale=1000).sum() / (num_masks + 1e-8)
-
-
-def official_class_loss(logits: Tensor, target: Tensor) -> Tensor:
-    """Official Crab's F10_IoU_BCELoss: logits (N,C,H,W), labels (N,1,H,W) -> scalar. Oddity: each picture's mean
-    cross-entropy is SUMMED over the batch (whatever its size_average flag says); `F.cross_entropy` is the mean."""
-    return F.cross_entropy(logits.float(), target[:, 0], reduction="none").mean((1, 2)).sum()

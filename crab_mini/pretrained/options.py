@@ -18,8 +18,8 @@ import torch
 from torch import nn
 
 from ..config import Config, ConfigError, override
-from ..features.cache import weights_key
 from ..model.crab import Crab, SpecialIds
+from ..model.state_hash import weights_key
 from ..tokenizer import Tokenizer
 from . import weights as official
 

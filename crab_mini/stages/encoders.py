@@ -82,7 +82,7 @@ class SeeStage(nn.Module):
         """{part: (sum, count)}: cross-entropy of a patch's shares, binary cross-entropy of its pixels."""
         frames, labels = batch
         crab = self.crab
-        states = crab.vision.hidden_states((frames.float() / 255 - crab.pixel_mean) / crab.pixel_std)
+        states = crab.vision.hidden_states(crab.normalised(frames))
         tiles = labels.unfold(1, self.patch, self.patch).unfold(2, self.patch, self.patch).flatten(3).flatten(1, 2)
         share = F.one_hot(tiles, self.share_heads[0].out_features).float().mean(2)                # (n,P,1+C)
         solid = (tiles > 0).float()                                                          # (n,P,patch*patch)

@@ -65,9 +65,7 @@ class SpeakStage(nn.Module):
     def losses(self, batch: tuple[Tensor, ...]) -> dict[str, tuple[Tensor, Tensor]]:
         """{part: (sum, count)}: squared error relative to the spread of the words' embeddings in the whole step."""
         visual, audio, visual_script, audio_script, mine = batch
-        grid, bins = self.crab.cfg.vision.grid, 128 // self.crab.cfg.audio.patch
-        said = (self.crab.visual_qformer(visual, grid, grid),
-                self.crab.audio_qformer(audio, audio.shape[1] // bins, bins))
+        said = self.crab.interface_tokens(visual, audio)
         parts = {}
         for name, tokens, wanted in zip(("seen", "heard"), said, self.script.tokens(visual_script, audio_script)):
             wanted = wanted.float()
@@ -116,7 +114,7 @@ class SegmentStage(nn.Module):
         """{part: (sum, count)}."""
         with torch.no_grad():
             tokens = self.script.tokens(batch.visual, batch.audio)
-            hidden = self.crab.states(batch, *tokens)
+            hidden = self.crab.llm.encode(self.crab.embed(batch.ids, *tokens))
             states = self.crab.mask_states(hidden, batch.ids, batch.loss_mask)
         return mask_losses(self.crab.mask_logits(states, batch.mask_features), batch.masks)
 

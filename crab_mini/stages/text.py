@@ -115,11 +115,11 @@ class TextStage(nn.Module):
 
     def losses(self, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
         """{part: (sum, count)}."""
-        hidden = self.crab.states(batch, *self.script.tokens(batch.visual, batch.audio))
-        parts = {"text": self.crab.text_loss(batch, hidden)}
+        output = self.crab(batch, self.script.tokens(batch.visual, batch.audio))
+        parts = {"text": output.losses["text"]}
         if batch.named is not None:
-            states = self.crab.mask_states(hidden, batch.ids, batch.loss_mask)            # (G,6,D)
-            logits = self.script.named_head(self.crab.mask_prompt(states)).float()           # (G,6,C)
+            prompts = self.crab.mask_prompt(output.mask_states)                     # (G,6,D)
+            logits = self.script.named_head(prompts).float()                        # (G,6,C)
             wanted = batch.named[:, None].expand_as(logits)
             parts["named"] = (F.binary_cross_entropy_with_logits(logits, wanted, reduction="sum"),
                               torch.tensor(wanted.numel()))
