@@ -55,8 +55,18 @@ class VisionConfig:
 
     @property
     def kept(self) -> tuple[int, ...]:
-        """Indices into hidden_states of all layers that somebody reads, in order."""
+        """Indices into hidden_states of all layers that are read, in order: the K kept layers."""
         return tuple(sorted({*self.mask_layers, self.llm_layer}))
+
+    @property
+    def kept_for_llm(self) -> int:
+        """Which of the kept layers the Q-Former reads."""
+        return self.kept.index(self.llm_layer)
+
+    @property
+    def kept_for_masks(self) -> list[int]:
+        """Which of the kept layers the mask decoders read."""
+        return [self.kept.index(layer) for layer in self.mask_layers]
 
 
 @dataclass(frozen=True)
