@@ -94,7 +94,8 @@ def pluck(frequency: float, length: float, damping: float, rng: np.random.Genera
         periods.append(period)
         period = damping * (.5 * period + .25 * np.roll(period, 1) + .25 * np.roll(period, -1))
     sound = np.concatenate(periods)[:int(length * FINE)]
-    return sound * np.minimum((length - sample_times(length)) / .05, 1)            # ends without a click
+    fade = np.minimum((length - sample_times(length)) / .05, 1)             # ends without a click
+    return sound * fade
 
 
 def levelled(wave: np.ndarray, top: float = TOP) -> np.ndarray:
