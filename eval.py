@@ -33,9 +33,8 @@ from crab_mini.evaluation.tables import as_json, comparison, lines, table
 from crab_mini.features.encoders import Features
 from crab_mini.features.rows import Rows
 from crab_mini.files import one_line, write_whole
-from crab_mini.options import Parser
-from crab_mini.tasks.base import TASKS
-from train import LISTED, settle
+from crab_mini.options import LISTED, Parser, add_arithmetic_options, choose_device, choose_precision
+from crab_mini.tasks.base import TASKS, parse_tasks
 
 OWN = ("audio", "frames", "question", "expression", "second")                           # options for files of one's own
 SET = ("data", "shuffle", "json", "predictions", "show", "limit", "skip_bad")           # options for a data set
@@ -50,9 +49,7 @@ def parser() -> Parser:
     made.add_argument("--ckpt", type=Path, required=True, metavar="FILE", help="a trained model, crab.pt")
     made.add_argument("--task", help="all, or names with commas (default: those it was trained on): " + ",".join(TASKS)
                       + "; of your own files one of these, or ask")
-    made.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    made.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="as in training")
-    made.add_argument("--kernel", choices=("auto", "torch", "cpp", "cuda"), default="auto", help="of the LoRA")
+    add_arithmetic_options(made)
     made.add_argument("--cache-features", type=Path, metavar="DIR", help="keep the encoders' features for later runs")
     made.add_argument("--out", type=Path, metavar="DIR", help="where pictures go (default: shown, beside the model)")
     whole = made.add_argument_group("a data set")
@@ -228,8 +225,10 @@ def main(argv: list[str] | None = None) -> int:
     """Answers; 2 with one line of reason where that cannot be."""
     try:
         options = arguments(argv)
-        device, precision, options.tasks = settle(options)
-        crab, tokenizer, facts = bundle.load(options.ckpt)
+        device = choose_device(options.device)
+        precision = choose_precision(options.precision, device)
+        options.tasks = parse_tasks(options.task)
+        crab, tokenizer, facts = bundle.load(options.ckpt, options.kernel)
         features = Features(crab.to(device), device, precision, options.cache_features)
         (ask if options.own else evaluate)(crab, tokenizer, features, facts, options)
     except (ConfigError, DataError, CheckpointError, ValueError, OSError) as error:

@@ -86,6 +86,10 @@ def test_a_dictionary_of_another_version_is_one_line():
         from_dict({"lora": {"ranks": 8}})
 
 
+def test_the_defaults_are_the_preset_tiny():
+    assert Config() == preset("tiny")
+
+
 def test_a_field_that_could_have_one_value_only_is_read_over_with_that_value():
     old = preset("nano").to_dict()
     old["mask"] |= {"scales": 2, "tokens": 3}

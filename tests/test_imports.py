@@ -24,7 +24,7 @@ LAW = {
     "evaluation": {"features", "tasks", "model", "av_uie", "batch", "tokenizer", "files"} | BASIC,
     "pretrained": {"model", "tokenizer"} | BASIC,
     "bundle": {"model", "tokenizer", "training"} | BASIC,
-    "options": {"tasks", "tokenizer", "world"} | BASIC,
+    "options": {"tasks", "tokenizer", "world", "fused_lora"} | BASIC,
     "api": {"bundle", "evaluation", "features", "model", "tasks", "av_uie", "tokenizer"} | BASIC,
     "__init__": {"api"},
 }

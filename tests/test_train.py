@@ -21,7 +21,9 @@ from crab_mini.evaluation.scoring import class_map
 from crab_mini.features.encoders import Features
 from crab_mini.features.rows import Rows
 from crab_mini.options import STAGES
-from crab_mini.stages.interfaces import WholeStage
+from crab_mini.stages import recipe
+from crab_mini.stages.interfaces import WholeModelStage
+from crab_mini.stages.rows import SequenceBatches
 from crab_mini.tasks.base import TASKS
 from crab_mini.training.checkpoint import load
 from crab_mini.training.loop import Run, fit
@@ -73,7 +75,7 @@ def test_a_run_leaves_a_model_and_its_scores(nano):
 
 
 def test_stages_of_another_version_of_the_world_are_refused(nano, monkeypatch, capsys):
-    monkeypatch.setattr(train, "WORLD", train.WORLD + 1)
+    monkeypatch.setattr(recipe, "WORLD", recipe.WORLD + 1)
     assert train.main([*NANO, "--stages", str(nano), "--out", "newer"]) == 2
     assert "text.pt: was made with another configuration (world: " in capsys.readouterr().err
 
@@ -82,14 +84,14 @@ def test_twenty_steps_are_ten_a_stop_and_ten(nano, monkeypatch, capsys):
     monkeypatch.setattr(train, "evaluate", lambda *_: {})
     short = [*NANO, "--stages", str(nano), "--instruct.steps", "20", "--instruct.batch", "4"]
     assert train.main([*short, "--out", "whole"]) == 0
-    at = train.Stream.at
+    at = SequenceBatches.at
 
     def stopping(self, step):
         if step == 9:
             signal.raise_signal(signal.SIGINT)
         return at(self, step)
     with monkeypatch.context() as patch:
-        patch.setattr(train.Stream, "at", stopping)
+        patch.setattr(SequenceBatches, "at", stopping)
         assert train.main([*short, "--out", "halves"]) == 130
     assert "instruct: stopped at step 10 of 20" in capsys.readouterr().err
     assert train.main([*short, "--out", "halves", "--resume"]) == 0
@@ -145,7 +147,7 @@ def test_an_overfit_batch_is_answered_perfectly(nano, here):
     assert [row.task for row in rows.rows] == list(rows.by_task) == list(TASKS)
     batch = OneBatch(collate([rows.item(row) for row in rows.rows], tokenizer.pad))
     cfg = StageConfig(steps=150, lr=0.01, muon_lr=0.0, warmup=5, weight_decay=0.0)
-    fit("instruct", WholeStage(crab), batch, cfg, {}, Run(here / "overfit"), rate=lambda name: 1.0 if "lora_" in name
+    fit("instruct", WholeModelStage(crab), batch, cfg, {}, Run(here / "overfit"), lr_scale=lambda name: 1.0 if "lora_" in name
         else 0.5)
     for task, spec in TASKS.items():
         said, = answer(crab, tokenizer, rows, task, CPU)
