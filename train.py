@@ -26,17 +26,17 @@ from pathlib import Path
 import torch
 
 from crab_mini import bundle
-from crab_mini.av_uie.class_lists import classes_of, event_names
-from crab_mini.av_uie.rows import tasks_in
+from crab_mini.av_uie.class_lists import classes_of
+from crab_mini.av_uie.rows import event_names, tasks_in
 from crab_mini.config import Config, ConfigError, override
 from crab_mini.errors import CheckpointError, DataError, NonFiniteLoss
 from crab_mini.evaluation.generate import answer
-from crab_mini.evaluation.scoring import score
+from crab_mini.evaluation.score import score
 from crab_mini.evaluation.tables import as_json, table
 from crab_mini.features.encoders import Features
-from crab_mini.features.rows import Rows, usable
+from crab_mini.features.rows import Split, left_out, usable
 from crab_mini.files import write_whole
-from crab_mini.options import STAGES, arguments, check
+from crab_mini.options import STAGES, arguments, check, device_and_precision
 from crab_mini.pretrained import options as published
 from crab_mini.stages.encoders import HearStage, Pictures, SeeStage, Sounds
 from crab_mini.stages.interfaces import (
@@ -49,7 +49,7 @@ from crab_mini.stages.interfaces import (
 )
 from crab_mini.stages.rows import MASK_WEIGHTS, Stream
 from crab_mini.stages.text import Script, ScriptRows, TextStage, world_text
-from crab_mini.tasks.base import parse_tasks
+from crab_mini.tasks.base import load_plugin, parse_tasks
 from crab_mini.tokenizer import Tokenizer
 from crab_mini.training.distributed import Processes, connect, disconnect
 from crab_mini.training.loop import Run, fit, seed_all
@@ -59,7 +59,6 @@ from crab_mini.world.write import write
 
 MINIATURE = Path("data/av_uie_mini")
 INTERFACE_RATE = 0.3        # of LoRA's learning rate, for the interfaces: alignment has brought them close already
-LISTED = 20                 # bad samples that are named one by one
 
 
 class Lazily:
@@ -79,17 +78,6 @@ class Lazily:
     def ids(self, step: int) -> list[str]:
         """Its samples."""
         return self._get().ids(step)
-
-
-def settle(options: argparse.Namespace) -> tuple[torch.device, str, list[str]]:
-    """-> device, precision and the tasks, all checked."""
-    if options.device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("--device cuda: this torch sees no GPU (expected auto or cpu)")
-    device = torch.device("cuda" if options.device != "cpu" and torch.cuda.is_available() else "cpu")
-    quick = device.type == "cuda" or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    precision = options.precision if options.precision != "auto" else "bf16" if quick else "fp32"
-    os.environ["CRAB_KERNEL"] = options.kernel
-    return device, precision, parse_tasks(options.task)
 
 
 def rendered(options: argparse.Namespace) -> Path | None:
@@ -159,13 +147,6 @@ def bring(options: argparse.Namespace, mini: Path, tasks: list[str], run: Run) -
     return options.data, there
 
 
-def left_out(problems: list[DataError], split: str, run: Run) -> None:
-    """Says what --skip-bad leaves out of a split."""
-    if problems and run.processes.first:
-        lines = [f"--skip-bad leaves {len(problems)} sample(s) out of {split}:", *map(str, problems[:LISTED])]
-        print("\n  ".join(lines + [f"and {len(problems) - LISTED} more"] * (len(problems) > LISTED)), flush=True)
-
-
 def plan(crab, cfg: Config, options, run: Run, data: Path, mini: Path, tasks: list[str]) -> None:
     """Says what is about to happen."""
     threads = f"{torch.get_num_threads()} threads, {run.processes.world} process(es)"
@@ -195,12 +176,13 @@ def parameters(name: str, module, processes: Processes) -> None:
 
 
 def prepare(data: Path, split: str, tasks: list[str], features: Features, tokenizer: Tokenizer, options,
-            run: Run) -> Rows:
-    """The rows of a split; with --skip-bad the usable ones."""
+            run: Run) -> Split:
+    """The samples of a split; with --skip-bad the usable ones, and what is left out is listed."""
     problems = [] if options.skip_bad else None
-    rows = Rows(data, split, tasks, features, tokenizer, problems=problems)
-    left_out(problems or [], split, run)
-    return rows
+    made = Split(data, split, tasks, features, tokenizer, problems=problems)
+    if problems and run.processes.first:
+        print(left_out(f"--skip-bad leaves {len(problems)} sample(s) out of {split}:", problems), flush=True)
+    return made
 
 
 def train(crab, tokenizer: Tokenizer, cfg: Config, options, run: Run, data: Path, mini: Path,
@@ -273,7 +255,10 @@ def main(argv: list[str] | None = None) -> int:
     began = time.monotonic()
     try:
         options, cfg = arguments(__doc__, argv)
-        device, precision, tasks = settle(options)
+        load_plugin(options.plugin)
+        device, precision = device_and_precision(options.device, options.precision)
+        os.environ["CRAB_KERNEL"] = options.kernel
+        tasks = parse_tasks(options.task)
         if options.stages and not options.stages.is_dir():
             raise ConfigError(f"{options.stages}: --stages: the folder of an earlier run cannot be found")
         processes, device = connect(device)

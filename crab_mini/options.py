@@ -10,6 +10,8 @@ import difflib
 import textwrap
 from pathlib import Path
 
+import torch
+
 from .config import Config, ConfigError, override, preset
 from .tasks.base import TASKS
 from .tokenizer import MASKS
@@ -26,6 +28,18 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str):
         """Instead of the usage and an exit."""
         raise ConfigError(message.replace("argument ", "", 1))
+
+
+def device_and_precision(device: str, precision: str) -> tuple[torch.device, str]:
+    """What --device and --precision mean on this machine; ConfigError for a GPU that is not there."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda: this torch sees no GPU (expected auto or cpu)")
+    found = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
+    if precision != "auto":
+        return found, precision
+    # bf16 where the hardware multiplies it.
+    quick = found.type == "cuda" or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return found, "bf16" if quick else "fp32"
 
 
 def fields(cfg: Config) -> dict[str, object]:
@@ -57,6 +71,7 @@ def parser(description: str) -> Parser:
     made = Parser(prog="train.py", description=description, allow_abbrev=False, epilog=_listing(),
                   formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--task", default="all", help="all, or names with commas: " + ",".join(TASKS))
+    made.add_argument("--plugin", type=Path, metavar="FILE", help="a task of your own (data/README.md)")
     made.add_argument("--preset", default="tiny", help="nano, tiny, small or paper (with published weights)")
     made.add_argument("--data", type=Path, help="a folder in the AV-UIE layout for the instruct stage; one that "
                       "crab_mini.world made (from a bank, say) serves all stages")

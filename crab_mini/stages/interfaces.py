@@ -27,9 +27,9 @@ class ClipFeatures:
 
     def __init__(self, clips: Clips, features: Features):
         self.clips, crab = clips, features.crab
-        self.frames = features.see(clips.frames.flatten(0, 1)).view(clips.frames.shape[:2])
-        self.sounds = features.hear(clips.mels.flatten(0, 1)).view(clips.mels.shape[:2])
-        self.visual, self.audio = features.visual.array(), features.audio.array()
+        self.frames = features.add_frames(clips.frames.flatten(0, 1)).view(clips.frames.shape[:2])
+        self.sounds = features.add_sounds(clips.mels.flatten(0, 1)).view(clips.mels.shape[:2])
+        self.visual, self.audio = features.frames.array(), features.sounds.array()
         scripts = [script(view, list(clips.categories)) for view in clips.views]
         self.visual_script = torch.from_numpy(np.stack([s[0] for s in scripts])).half()     # (N,T,Q,words)
         self.audio_script = torch.from_numpy(np.stack([s[1] for s in scripts])).half()

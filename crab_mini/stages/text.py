@@ -16,10 +16,9 @@ from ..model.crab import Crab
 from ..tasks.base import TASKS
 from ..tokenizer import Tokenizer
 from ..world.annotate import View
-from ..world.questions import one_question
 from ..world.scene import sample_scene
 from ..world.script import audio_words, script, visual_words
-from ..world.write import POSE
+from ..world.write import POSE_ONE
 from .rows import WEIGHTS
 
 NOISE = 0.1                 # how much each word of a script is said louder or softer: real interfaces are never exact
@@ -30,7 +29,7 @@ def pose(view: View, rng, tries: int, weights: dict[str, float] = WEIGHTS):
     names = list(weights)
     share = np.array([weights[n] for n in names])
     for name in rng.choice(names, tries, p=share / share.sum()):
-        rows = (one_question if name == "avqa" else POSE[name])(view, rng)
+        rows = POSE_ONE[name](view, rng)
         if rows:
             yield str(name), rows[int(rng.integers(len(rows)))]
 
@@ -51,9 +50,10 @@ def meant(view: View, row: dict, task: str, categories) -> Tensor | None:
     """(groups, categories) bool: whom each mask group of a row's answer means; None without masks."""
     if not TASKS[task].masks:
         return None
-    named = torch.zeros(len(row["targets"]) if task == "avss" else 1, len(categories), dtype=torch.bool)
+    by_class = TASKS[task].by_class
+    named = torch.zeros(len(row["targets"]) if by_class else 1, len(categories), dtype=torch.bool)
     for k, i in enumerate(row["targets"]):
-        named[k if task == "avss" else 0, categories.index(view.names[i])] = True
+        named[k if by_class else 0, categories.index(view.names[i])] = True
     return named
 
 
