@@ -25,18 +25,17 @@ from pathlib import Path
 import torch
 
 from crab_mini import bundle
-from crab_mini.av_uie.class_lists import classes_of, event_names
-from crab_mini.av_uie.rows import tasks_in
+from crab_mini.av_uie.class_lists import classes_of
+from crab_mini.av_uie.rows import event_names, tasks_in
 from crab_mini.config import Config, ConfigError, override
 from crab_mini.errors import CheckpointError, DataError, NonFiniteLoss
 from crab_mini.evaluation.generate import answer
-from crab_mini.evaluation.scoring import score
+from crab_mini.evaluation.score import score
 from crab_mini.evaluation.tables import as_json, table
 from crab_mini.features.encoders import Features
-from crab_mini.features.rows import Rows, usable
+from crab_mini.features.rows import Split, left_out, usable
 from crab_mini.files import write_whole
 from crab_mini.options import (
-    LISTED,
     STAGES,
     arguments,
     check,
@@ -54,7 +53,7 @@ from crab_mini.stages.clips import (
 from crab_mini.stages.recipe import Stage, facts, recipe
 from crab_mini.stages.rows import AnnotationSampler
 from crab_mini.stages.text import ScriptEmbeddings, world_text
-from crab_mini.tasks.base import parse_tasks
+from crab_mini.tasks.base import load_plugin, parse_tasks
 from crab_mini.tokenizer import Tokenizer
 from crab_mini.training.distributed import connect, disconnect
 from crab_mini.training.loop import Run, fit
@@ -69,6 +68,7 @@ def train_and_evaluate(argv: list[str] | None) -> None:
 
     # Settle the options.
     options, cfg = arguments(__doc__, argv)
+    load_plugin(options.plugin)
     tasks = parse_tasks(options.task)
     run = start(options, cfg)
     first = run.processes.first
@@ -210,17 +210,13 @@ def check_annotations(options, cfg: Config, tokenizer: Tokenizer, data: Path,
 
 
 def open_rows(data: Path, split: str, tasks: list[str], features: Features, tokenizer: Tokenizer,
-              options, run: Run) -> Rows:
-    """The rows of a split; with --skip-bad the usable ones, and what is left out is named."""
+              options, run: Run) -> Split:
+    """The samples of a split; with --skip-bad the usable ones, and what is left out is named."""
     problems = [] if options.skip_bad else None
-    rows = Rows(data, split, tasks, features, tokenizer, problems=problems)
+    samples = Split(data, split, tasks, features, tokenizer, problems=problems)
     if problems:
-        lines = [f"--skip-bad leaves {len(problems)} sample(s) out of {split}:"]
-        lines += map(str, problems[:LISTED])
-        if len(problems) > LISTED:
-            lines.append(f"and {len(problems) - LISTED} more")
-        run.say("\n  ".join(lines))
-    return rows
+        run.say(left_out(f"--skip-bad leaves {len(problems)} sample(s) out of {split}:", problems))
+    return samples
 
 
 def evaluate(crab, tokenizer: Tokenizer, features: Features, data: Path, tasks: list[str], options,

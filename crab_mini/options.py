@@ -61,6 +61,7 @@ def parser(description: str) -> Parser:
     made = Parser(prog="train.py", description=description, allow_abbrev=False, epilog=_listing(),
                   formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--task", default="all", help="all, or names with commas: " + ",".join(TASKS))
+    made.add_argument("--plugin", type=Path, metavar="FILE", help="a task of your own (data/README.md)")
     made.add_argument("--preset", default="tiny", help="nano, tiny, small or paper (with published weights)")
     made.add_argument("--data", type=Path, help="a folder in the AV-UIE layout for the instruct stage; one that "
                       "crab_mini.world made (from a bank, say) serves all stages")
