@@ -1,7 +1,8 @@
 """The command line of train.py: its options, and every field of the configuration as `--section.field value`.
 
-Whatever cannot be meant is one `ConfigError` line with the nearest names: an option or field that does not exist, a
-value of the wrong kind, numbers that do not fit together. Nothing is abbreviated, accepted and ignored, or corrected.
+What is wrong is one `ConfigError` line with the nearest names: an option or field that does not
+exist, a value of the wrong type, numbers that do not fit together. No option is abbreviated, and
+none is accepted and ignored. eval.py shares the options that say how to compute.
 """
 
 import argparse
@@ -10,11 +11,15 @@ import difflib
 import textwrap
 from pathlib import Path
 
+import torch
+
 from .config import Config, ConfigError, override, preset
+from .fused_lora import KERNELS
 from .tasks.base import TASKS
 from .world.scene import MAX_SEED
 from .world.script import CELLS, VOICES
 
+LISTED = 20                 # bad samples that --skip-bad names one by one
 STAGES = ("text", "see", "hear", "speak", "segment", "align", "instruct")
 MAY_BE_ZERO = ("seed", "muon_lr", "warmup", "weight_decay", "dropout")
 
@@ -56,6 +61,7 @@ def parser(description: str) -> Parser:
     made = Parser(prog="train.py", description=description, allow_abbrev=False, epilog=_listing(),
                   formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--task", default="all", help="all, or names with commas: " + ",".join(TASKS))
+    made.add_argument("--plugin", type=Path, metavar="FILE", help="a task of your own (data/README.md)")
     made.add_argument("--preset", default="tiny", help="nano, tiny, small or paper (with published weights)")
     made.add_argument("--data", type=Path, help="a folder in the AV-UIE layout for the instruct stage; one that "
                       "crab_mini.world made (from a bank, say) serves all stages")
@@ -71,11 +77,32 @@ def parser(description: str) -> Parser:
     made.add_argument("--resume", action="store_true", help="go on with the stage that was stopped")
     made.add_argument("--max-minutes", type=float, help="wall-clock budget of all stages together")
     made.add_argument("--max-steps", type=int, help="steps of each stage at most")
+    add_arithmetic_options(made)
+    return made
+
+
+def add_arithmetic_options(made: Parser) -> None:
+    """The options that say where and in which precision to compute: those of both programs."""
     made.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     made.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto",
                       help="auto: bf16 on a GPU and on CPUs that multiply it in hardware")
-    made.add_argument("--kernel", choices=("auto", "torch", "cpp", "cuda"), default="auto", help="of the LoRA")
-    return made
+    made.add_argument("--kernel", choices=KERNELS, default="",
+                      help="of the LoRA (default: the environment variable CRAB_KERNEL, else auto)")
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of --device; ConfigError for a GPU that is not there."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda: this torch sees no GPU (expected auto or cpu)")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def choose_precision(name: str, device: torch.device) -> str:
+    """"fp32" or "bf16" of --precision; auto takes bf16 where the hardware multiplies it."""
+    if name != "auto":
+        return name
+    cpu = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return "bf16" if device.type == "cuda" or cpu else "fp32"
 
 
 def arguments(description: str, argv: list[str] | None = None) -> tuple[argparse.Namespace, Config]:

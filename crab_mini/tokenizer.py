@@ -1,9 +1,9 @@
 """Text <-> ids: sentencepiece with byte fallback, AV-UIE's tags, mask tokens and placeholders.
 
-What is unusual: tags (`<event>`, `<mask_0>`, ...) are single ids and take the blanks beside them, so
-a tag costs one id wherever it stands. `Tokenizer.render` is the one place that turns (seconds, prompt,
-answer) into ids; training and generation both go through it. Each placeholder is repeated as often
-as it will receive embeddings (paper, section 4).
+What is unusual: tags (`<event>`, `<mask_0>`, ...) are single ids and take the blanks beside them,
+so a tag costs one id wherever it stands. `Tokenizer.render` is the one place that turns (seconds,
+prompt, answer) into ids; training and generation both go through it. Each placeholder is repeated
+as often as it will receive embeddings (paper, section 4).
     words = Tokenizer.train(texts, 1200);  words.decode(words.encode("<event> dog </event>"))
 """
 
@@ -99,9 +99,10 @@ class Tokenizer:
                answer: str | None = None) -> tuple[list[int], list[bool]]:
         """The one way from a sample to ids: each second's number and placeholders, prompt, answer.
 
-        seconds: the number of each frame's second, which is written before its placeholders, so that
-        answers can refer to it. visual, audio: placeholders per second. answer None: the sequence
-        ends where generation begins. -> ids (L) and the loss mask (L), True on the answer's ids.
+        seconds: the number of each frame's second, which is written before its placeholders, so
+        that answers can refer to it. visual, audio: placeholders per second. answer None: the
+        sequence ends where generation begins. -> ids (L) and the loss mask (L), True on the
+        answer's ids.
         """
         ids = [self.bos]
         for second in seconds:

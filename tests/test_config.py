@@ -86,6 +86,10 @@ def test_a_dictionary_of_another_version_is_one_line():
         from_dict({"lora": {"ranks": 8}})
 
 
+def test_the_defaults_are_the_preset_tiny():
+    assert Config() == preset("tiny")
+
+
 def test_a_field_that_could_have_one_value_only_is_read_over_with_that_value():
     old = preset("nano").to_dict()
     old["mask"] |= {"scales": 2, "tokens": 3}
@@ -117,11 +121,11 @@ def test_every_preset_is_built_and_run_forward(name, monkeypatch):
         heard = crab.audio(torch.empty(2, 98, 128))[0]
         assert heard.shape == (2, bins * (98 // cfg.audio.patch), cfg.audio.dim)
         seen = crab.visual_qformer(patches[:, cfg.vision.kept.index(cfg.vision.llm_layer)], grid, grid)
-        told = crab.audio_qformer(heard, heard.shape[1] // bins, bins)
+        sounds = crab.audio_qformer(heard, heard.shape[1] // bins, bins)
         assert seen.shape == (2, cfg.visual_qformer.queries, cfg.llm.dim)
-        assert told.shape == (2, cfg.audio_qformer.queries, cfg.llm.dim)
-        states = crab.llm.encode(torch.cat([seen, told], 1))
-        assert crab.llm.head(states).shape == (2, seen.shape[1] + told.shape[1], cfg.llm.vocab_size)
+        assert sounds.shape == (2, cfg.audio_qformer.queries, cfg.llm.dim)
+        states = crab.llm.encode(torch.cat([seen, sounds], 1))
+        assert crab.llm.head(states).shape == (2, seen.shape[1] + sounds.shape[1], cfg.llm.vocab_size)
         layers = patches[:, [cfg.vision.kept.index(layer) for layer in cfg.vision.mask_layers]]
         asked = torch.empty(2, MASK_SCALES * MASK_TOKENS, cfg.llm.dim)
         assert crab.mask_logits(asked, layers).shape == (2, cfg.vision.image, cfg.vision.image)

@@ -1,4 +1,4 @@
-"""Rows for tokens that a published vocabulary lacks: the tags, the placeholders and <mask_i> of Crab.
+"""Rows for tokens that a published vocabulary lacks: Crab's tags, placeholders and <mask_i>.
 
 The rows of the published weights stay as they are and stay frozen. New rows stand beside them, in
 parameters of their own, so that they can be trained alone.
@@ -12,12 +12,12 @@ from torch import Tensor
 
 
 def mean_rows(weight: Tensor, rows: int) -> nn.Parameter:
-    """(rows,D), each the mean of the rows of `weight`: a new token is as likely as the average one."""
+    """(rows,D), each the mean of the rows of `weight`: a new token begins as the average one."""
     return nn.Parameter(weight.detach().mean(0).repeat(rows, 1))
 
 
 class GrownEmbedding(nn.Module):
-    """An embedding with rows for added tokens: `base` (V,D) and, for ids from V on, `added` (rows,D)."""
+    """An embedding with rows for added tokens: `base` (V,D), for ids from V on `added` (rows,D)."""
 
     def __init__(self, base: nn.Embedding, rows: int):
         super().__init__()

@@ -18,9 +18,11 @@ def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None = None,
 
     Arguments as in `attend`.
     """
+    # With fewer key heads, each is compared with a whole group of query heads.
     if k.shape[1] < q.shape[1]:
         k = k.repeat_interleave(q.shape[1] // k.shape[1], 1)                      # (B,n,L_kv,d)
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)                      # (B,n,L,L_kv)
+    # What may not be seen gets the score -inf, which the softmax turns into the weight 0.
     if causal:
         scores = scores + scores.new_full(scores.shape[-2:], float("-inf")).triu(1)
     elif mask is not None and mask.dtype == torch.bool:
@@ -43,6 +45,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None,
         for calls in recording:
             calls.append(weights)
 
+    # The formula where it is faster. It never is for grouped heads, whose keys it would copy.
     grouped = k.shape[1] < q.shape[1]
     if q.device.type == "cpu" and q.dtype == torch.bfloat16 and not grouped:
         return attention_weights(q, k, mask, causal) @ v

@@ -2,14 +2,14 @@
 
     log-mel (B,F,128) -> patches of 16x16, frequency fastest -> + position code -> layers -> (B,P,D)
 
-Unusual: three position codes at once. A convolution over the tokens says where a token is. A table of
-relative distances is added to the attention scores. And each query scales its row of that table by a
-gate. Layers are post-norm with deep-norm: the residual, not the branch, is multiplied by
-(2 * layers)^(1/4).
+Unusual: three position codes at once. A convolution over the tokens says where a token is. A table
+of relative distances is added to the attention scores. And each query scales its row of that table
+by a gate. Layers are post-norm with deep-norm: the residual, not the branch, is multiplied by (2 *
+layers)^(1/4).
     features, _ = BEATs(AudioConfig())(fbank(torch.rand(1, 16000)))          # (1,48,D)
-`fbank`, Kaldi's log-mel, is in av_uie/log_mel.py. One table of relative distances, held once, serves
-all layers; published files repeat it under each. Left out, because they act in training only: layer
-drop and the layer-wise decay of gradients.
+`fbank`, Kaldi's log-mel, is in av_uie/log_mel.py. One table of relative distances, held once,
+serves all layers; published files repeat it under each. Left out, because they act in training
+only: layer drop and the layer-wise decay of gradients.
 """
 
 import math
@@ -24,7 +24,7 @@ from .attention import attend
 
 
 def fold_mask(mask: Tensor, count: int) -> Tensor:
-    """A padding mask (B,length) on `count` equal chunks: (B,count), True where a whole chunk is padding.
+    """A padding mask (B,length) on `count` equal chunks: (B,count), True where all is padding.
 
     What does not fill a chunk is cut off at the END. So token i of P stands for the frames around
     i*F/P, and not for those of its patch. This is BEATs' rule.
@@ -72,7 +72,7 @@ class PositionConv(nn.Module):
         """(B,P,D) -> (B,P,D)."""
         weight = self.direction * (self.gain / self.direction.norm(dim=(0, 1), keepdim=True))
         y = F.conv1d(x.transpose(1, 2), weight, self.bias, padding=self.kernel // 2,
-                     groups=self.groups)                                              # (B,D,P or P+1)
+                     groups=self.groups)                                            # (B,D,P or P+1)
         # An even kernel yields one place too many: the last one is dropped.
         return F.gelu(y[..., :x.shape[1]]).transpose(1, 2)                            # (B,P,D)
 
@@ -95,7 +95,7 @@ class Attention(nn.Module):
 
         # Two gates for each query, as in a GRU, each the sum of four outputs; they scale its bias.
         gates = self.gate(q).unflatten(-1, (2, 4)).sum(-1, dtype=torch.float32)       # (B,n,P,2)
-        update, reset = gates.sigmoid().split(1, -1)                                  # (B,n,P,1) each
+        update, reset = gates.sigmoid().split(1, -1)                                # (B,n,P,1) each
         scores = (update * (reset * self.gate_scale - 1) + 2) * bias                  # (B,n,P,P)
         if padded is not None:
             scores = scores.masked_fill(padded[:, None, None], -torch.inf)
@@ -128,6 +128,7 @@ class BEATs(nn.Module):
 
     def __init__(self, cfg: AudioConfig):
         super().__init__()
+        # What does not fit is said here, where the fields still have their names.
         if cfg.dim % cfg.heads or cfg.dim % cfg.conv_pos_groups or MEL_BINS % cfg.patch:
             raise ValueError("AudioConfig: dim must be a multiple of heads and of conv_pos_groups, "
                              f"and 128 of patch, found {cfg}")
@@ -140,6 +141,7 @@ class BEATs(nn.Module):
         self.project = nn.Linear(cfg.embed, cfg.dim)
         self.position = PositionConv(cfg)
         self.input_norm = nn.LayerNorm(cfg.dim)
+        # One table for all layers: a number for each distance and head.
         self.distance_bias = nn.Embedding(cfg.buckets, cfg.heads)
         self.layers = nn.ModuleList(Layer(cfg) for _ in range(cfg.layers))
         self.initialise()
@@ -160,8 +162,8 @@ class BEATs(nn.Module):
     def embed(self, fbank: Tensor) -> Tensor:
         """fbank (B,F,128) -> patch tokens (B,P,D).
 
-        The patch of time t and frequency f is token t * (128 / patch) + f. Frames that do not fill a
-        patch are dropped. ValueError for another shape, or fewer frames than one patch has.
+        The patch of time t and frequency f is token t * (128 / patch) + f. Frames that do not fill
+        a patch are dropped. ValueError for another shape, or fewer frames than one patch has.
         """
         if fbank.ndim != 3 or fbank.shape[2] != MEL_BINS or fbank.shape[1] < self.cfg.patch:
             raise ValueError(f"fbank: expected shape (B, F, {MEL_BINS}) with F at least "

@@ -1,4 +1,4 @@
-"""The language model: LLaMA's decoder-only transformer (arXiv 2302.13971, 2307.09288), with a KV cache.
+"""The language model: LLaMA's decoder-only transformer (arXiv 2302.13971, 2307.09288).
 
     ids (B,L) -> embed -> blocks -> norm -> head -> logits (B,L,V)
     a block: x + attention(norm x), then x + SwiGLU(norm x)
@@ -48,7 +48,7 @@ class LanguageModel(Protocol):
 
     def generate_states(self, embeds: Tensor, attention_mask: Tensor, max_new_tokens: int,
                         eos: int | None) -> tuple[Tensor, Tensor]:
-        """Left-padded prompts (B,L,D) -> new ids (B,new) and the states (B,new,D) that chose them."""
+        """Left-padded prompts (B,L,D) -> new ids (B,new), states (B,new,D) that chose them."""
 
     def resize_token_embeddings(self, vocab: int) -> "LanguageModel":
         """Makes room for added tokens in `embed` and `head`, and returns the model."""
@@ -69,8 +69,10 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(...,D) -> (...,D) in x's dtype."""
+        # bfloat16 squares would lose the digits that the mean needs.
         wide = x.float()
-        return (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)).to(x.dtype) * self.weight
+        scale = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)            # (...,1)
+        return (wide * scale).to(x.dtype) * self.weight
 
 
 def rotary_table(positions: Tensor, d: int, theta: float) -> tuple[Tensor, Tensor]:
@@ -97,6 +99,7 @@ class Attention(nn.Module):
 
     def __init__(self, cfg: LLMConfig):
         super().__init__()
+        # Without biases, as LLaMA's.
         self.d = cfg.dim // cfg.heads
         self.q_proj = nn.Linear(cfg.dim, cfg.dim, bias=False)
         self.k_proj = nn.Linear(cfg.dim, cfg.kv_heads * self.d, bias=False)
@@ -117,7 +120,7 @@ class Attention(nn.Module):
         cos, sin = (t.to(q.dtype) for t in rotary)
         q, k = apply_rotary_emb(q, cos, sin), apply_rotary_emb(k, cos, sin)
         if cache is not None:
-            k, v = cache.write(layer, k, v)                                           # (B,n_kv,L_kv,d)
+            k, v = cache.write(layer, k, v)                                        # (B,n_kv,L_kv,d)
 
         y = attend(q, k, v, mask, causal=mask is None and q.shape[2] > 1)             # (B,n,L,d)
         return self.o_proj(y.transpose(1, 2).flatten(2))                              # (B,L,D)
@@ -158,6 +161,7 @@ def causal_mask(attention_mask: Tensor, queries: int) -> Tensor:
     attention_mask: which tokens are real. A query sees real tokens before it, and itself. A padded
     query sees only itself: a row of nothing but -inf would be NaN after the softmax.
     """
+    # The queries are the last columns, so query i stands at column keys - queries + i.
     keys = attention_mask.shape[1]
     column = torch.arange(keys, device=attention_mask.device)                         # (L_kv,)
     row = column[keys - queries:, None]                                               # (queries,1)
@@ -173,14 +177,15 @@ class LLM(nn.Module):
     def __init__(self, cfg: LLMConfig):
         super().__init__()
         if cfg.dim % (2 * cfg.heads) or cfg.heads % cfg.kv_heads:
-            raise ValueError("LLMConfig: dim must be a multiple of 2 * heads and heads of kv_heads, "
-                             f"found dim {cfg.dim}, heads {cfg.heads}, kv_heads {cfg.kv_heads}")
+            raise ValueError("LLMConfig: dim must be a multiple of 2 * heads and heads of "
+                             f"kv_heads, found dim {cfg.dim}, heads {cfg.heads}, "
+                             f"kv_heads {cfg.kv_heads}")
         self.cfg = cfg
         self.embed = nn.Embedding(cfg.vocab_size, cfg.dim)
         self.blocks = nn.ModuleList(Block(cfg) for _ in range(cfg.layers))
         self.norm = RMSNorm(cfg.dim, cfg.norm_eps)
         self.head = nn.Linear(cfg.dim, cfg.vocab_size, bias=False)
-        # Each block adds to the residual twice. Its additions start smaller the more blocks there are.
+        # Each block adds to the residual twice: the more blocks, the smaller each addition starts.
         for name, p in self.named_parameters():
             if p.ndim == 2:
                 residual = name.endswith(("o_proj.weight", "down_proj.weight"))
@@ -223,18 +228,19 @@ class LLM(nn.Module):
             raise ValueError(f"mask: expected shape {(batch, length)}, found {tuple(mask.shape)}")
         past = 0 if cache is None else cache.length
 
-        # Positions count real tokens. Padding gets -1 or a neighbour's, which no real token looks at.
+        # Positions count real tokens. Padding gets one that no real token will look at.
         positions = torch.arange(length, device=embeds.device).expand(batch, -1)      # (B,L)
         if mask is not None:
             positions = mask.long().cumsum(1) - 1
         attention_mask = mask
+        # A new token's position follows its row's last one, however much padding the row has.
         if cache is not None:
             start, attention_mask = cache.seen, cache.extend(mask, length)
             positions = positions + start
             cache.seen = positions[:, -1:] + 1
         rotary = rotary_table(positions, self.cfg.dim // self.cfg.heads, self.cfg.rope_theta)
 
-        # Several tokens behind a cache: the built-in causal mask, which is square, does not fit them.
+        # Several tokens behind a cache need a mask of their own: the built-in one is square.
         if attention_mask is None and past and length > 1:
             attention_mask = torch.ones(batch, past + length, dtype=torch.bool,
                                         device=embeds.device)                         # (B,L_kv)
@@ -248,18 +254,18 @@ class LLM(nn.Module):
         return self.norm(x)
 
     def forward(self, ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """ids (B,L) -> logits (B,L,V). attention_mask (B,L): nonzero where a token is real; None: all."""
+        """ids (B,L) -> logits (B,L,V). attention_mask (B,L): nonzero where real; None: all."""
         mask = None if attention_mask is None else attention_mask.bool()
         return self.head(self.encode(self.embed(ids), mask))
 
     @torch.no_grad()
     def generate_states(self, embeds: Tensor, attention_mask: Tensor, max_new_tokens: int,
                         eos: int | None) -> tuple[Tensor, Tensor]:
-        """Greedy continuation of left-padded prompts: (B,new) ids, (B,new,D) states that chose them.
+        """Greedy continuation of left-padded prompts: ids (B,new), states (B,new,D) behind them.
 
         embeds (B,L,D), attention_mask (B,L) bool. Ends after max_new_tokens, or once every row has
-        emitted `eos` (None: never). A row that ended earlier is filled with `eos`. ValueError for no
-        new tokens or padding on the right.
+        emitted `eos` (None: never). A row that ended earlier is filled with `eos`. ValueError for
+        no new tokens or padding on the right.
         """
         if max_new_tokens < 1:
             raise ValueError("generate: expected max_new_tokens of at least 1, "
@@ -267,6 +273,8 @@ class LLM(nn.Module):
         if not bool(attention_mask[:, -1].all()):
             raise ValueError("generate: expected prompts padded on the left, "
                              "found a row that ends with padding")
+        # Without padding there is no mask, which is faster. The prompt goes in whole, at the first
+        # turn of the loop.
         cache = KVCache(len(self.blocks), embeds.shape[1] + max_new_tokens)
         mask = None if bool(attention_mask.all()) else attention_mask
         ended = torch.zeros(len(embeds), dtype=torch.bool, device=embeds.device)
@@ -284,6 +292,6 @@ class LLM(nn.Module):
 
     def generate(self, ids: Tensor, max_new_tokens: int, attention_mask: Tensor | None = None,
                  eos: int | None = None) -> Tensor:
-        """ids (B,L), padded on the left where attention_mask (B,L) is zero -> new ids alone (B,new)."""
+        """ids (B,L), padded on the left where attention_mask (B,L) is zero -> new ids (B,new)."""
         mask = torch.ones_like(ids) if attention_mask is None else attention_mask
         return self.generate_states(self.embed(ids), mask.bool(), max_new_tokens, eos)[0]

@@ -3,7 +3,8 @@
 The cooperation on the model side (paper, section 3.2): every linear layer of the frozen LLM carries
 one shared A, E heads B_i and a router g = softmax(W_r x) per token, so
     y = W x + (alpha / r) · sum_i g_i · B_i A x
-Unusual: all of it is one operation (fused_lora) with a hand-written backward, not a loop over heads.
+Unusual: all of it is one operation (fused_lora) with a hand-written backward, not a loop over
+heads.
     attach(llm.blocks, LoRAConfig(rank=8, heads=3));  optimizer over lora_parameters(llm)
 Departs from official Crab: A x is computed once, one dropout mask is shared by the heads, and
 `train()` returns the module. Official names map as weight, bias, lora_A.weight -> lora_A,
@@ -69,8 +70,9 @@ class InteractionLoRALinear(nn.Module):
     def merged(self) -> nn.Linear:
         """A plain linear layer that computes the same; ValueError with more than one head."""
         if self.cfg.heads != 1:
-            raise ValueError(f"merge: exact only with one head, found {self.cfg.heads}: the router "
-                             "weighs the heads anew for every token, so no single matrix equals them")
+            raise ValueError(f"merge: exact only with one head, found {self.cfg.heads}: the "
+                             "router weighs the heads anew for every token, so no single matrix "
+                             "equals them")
         # Built without memory of its own: both of its tensors are replaced.
         linear = nn.Linear(self.in_features, self.out_features, bias=False, device="meta")
         delta = self.scaling * (self.lora_B[0].t() @ self.lora_A)                     # (out,in)
@@ -95,6 +97,7 @@ def attach(model: nn.Module, cfg: LoRAConfig, kernel: str = "") -> list[Interact
     layers = swap(model, nn.Linear, lambda linear: InteractionLoRALinear(linear, cfg, kernel))
     if not layers:
         raise ValueError(f"attach: {type(model).__name__} holds no nn.Linear")
+    # Norms inside the model are frozen too: LoRA alone learns.
     trainable = set(lora_parameters(model))
     for p in model.parameters():
         p.requires_grad_(p in trainable)

@@ -1,9 +1,9 @@
 """Segment Anything's mask decoder, prompted by the LLM's <mask_i> states; the mask losses.
 
-A mask is the dot product of one token's vector with every place of an upscaled image map. The tokens
-(one for the predicted IoU, four for masks, the prompts) and the image exchange what they know in a
-*two-way* transformer: tokens attend to the image, and the image attends to the tokens (Kirillov et
-al. 2023, appendix A; Crab paper, section 3.1).
+A mask is the dot product of one token's vector with every place of an upscaled image map. The
+tokens (one for the predicted IoU, four for masks, the prompts) and the image exchange what they
+know in a *two-way* transformer: tokens attend to the image, and the image attends to the tokens
+(Kirillov et al. 2023, appendix A; Crab paper, section 3.1).
     head = SegmentationHead(MaskConfig(), vision_width=128)
     logits = head([early, late], prompts, (64, 64))
 
@@ -11,9 +11,9 @@ Unusual: the initial tokens are their own position code, which is added to queri
 layer and never to values; the self-attention of the first layer has neither code nor residual.
 Parameters carry SAM's names; SAM's own prompts (points, boxes, masks) are in
 pretrained/sam_prompts.py. In this file N are prompts, C is the width of tokens and image map.
-Departs from official Crab: SAM's own decoder, one per scale, instead of the variant whose extra query
-layers have no effect; the random position matrix is a saved buffer (there it is drawn anew at every
-load); no hard-coded loss weights.
+Departs from official Crab: SAM's own decoder, one per scale, instead of the variant whose extra
+query layers have no effect; the random position matrix is a saved buffer (there it is drawn anew at
+every load); no hard-coded loss weights.
 """
 
 import math
@@ -55,8 +55,8 @@ class MLP(nn.Module):
 class Attention(nn.Module):
     """Multi-head attention inside a width divided by `downsample`.
 
-    Scores are divided by the root of d, the width of a head so reduced. Written out, as in SAM: with
-    so few tokens it is twice as fast in bfloat16 on a CPU as torch's fused attention.
+    Scores are divided by the root of d, the width of a head so reduced. Written out, as in SAM:
+    with so few tokens it is twice as fast in bfloat16 on a CPU as torch's fused attention.
     """
 
     def __init__(self, width: int, heads: int, downsample: int = 1):
@@ -91,10 +91,7 @@ class TokenMLP(nn.Module):
 
 
 class TwoWayLayer(nn.Module):
-    """Tokens attend to each other and to the image and pass an MLP; the image attends to the tokens.
-
-    Post-norm.
-    """
+    """Post-norm: tokens attend to tokens and image; MLP; the image attends to the tokens."""
 
     def __init__(self, width: int, heads: int, hidden: int, downsample: int, first: bool):
         super().__init__()
@@ -138,6 +135,7 @@ class TwoWayTransformer(nn.Module):
     def forward(self, image: Tensor, image_code: Tensor,
                 tokens: Tensor) -> tuple[Tensor, Tensor]:
         """image (N,P,C), its code (1,P,C), tokens (N,L,C) -> tokens (N,L,C), image (N,P,C)."""
+        # The prompts as they came in are the tokens' position code in every layer.
         code = tokens
         for layer in self.layers:
             tokens, image = layer(tokens, image, code, image_code)
@@ -146,7 +144,10 @@ class TwoWayTransformer(nn.Module):
 
 
 class PositionCode(nn.Module):
-    """Random Fourier features of a place: sines and cosines of 2 pi (x,y) G, with G drawn once and saved."""
+    """Random Fourier features of a place: sines and cosines of 2 pi (x,y) M.
+
+    The matrix M is drawn once and saved with the weights.
+    """
 
     def __init__(self, width: int):
         super().__init__()
@@ -183,6 +184,7 @@ class MaskDecoder(nn.Module):
         super().__init__()
         self.transformer = TwoWayTransformer(width, layers, heads, hidden, downsample)
         self.iou_token, self.mask_tokens = nn.Embedding(1, width), nn.Embedding(masks, width)
+        # Two transposed convolutions: each doubles the map's sides and makes it less wide.
         self.output_upscaling = nn.Sequential(
             nn.ConvTranspose2d(width, width // 4, 2, stride=2), LayerNorm2d(width // 4), nn.GELU(),
             nn.ConvTranspose2d(width // 4, width // 8, 2, stride=2), nn.GELU())
@@ -192,7 +194,7 @@ class MaskDecoder(nn.Module):
 
     def decode(self, image: Tensor, code: Tensor, sparse: Tensor,
                dense: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Arguments as in `forward` -> all tokens (N,1+masks+L,C), the upscaled map (N,C/8,4h,4w)."""
+        """Arguments as in `forward` -> all tokens (N,1+masks+L,C), upscaled map (N,C/8,4h,4w)."""
         if len(image) not in (1, len(sparse)):
             raise ValueError("image_embeddings: expected one image or one for each of the "
                              f"{len(sparse)} prompts, found {len(image)}")
@@ -214,16 +216,14 @@ class MaskDecoder(nn.Module):
         (N,C,h,w) or None.
         """
         tokens, upscaled = self.decode(image, code, sparse, dense)
+        # A mask is how much each place of the map agrees with its token's vector.
         vectors = torch.stack([mlp(tokens[:, 1 + i])
                                for i, mlp in enumerate(self.output_hypernetworks_mlps)], 1)
-        masks = torch.einsum("nmc,nchw->nmhw", vectors, upscaled)                     # (N,masks,4h,4w)
+        masks = torch.einsum("nmc,nchw->nmhw", vectors, upscaled)                  # (N,masks,4h,4w)
         return masks, self.iou_prediction_head(tokens[:, 0])
 
     def first_mask(self, image: Tensor, code: Tensor, sparse: Tensor) -> Tensor:
-        """Mask 0 of `forward` without a dense prompt, and without the work for the others.
-
-        (N,4h,4w).
-        """
+        """Mask 0 of `forward` without a dense prompt, and without work for others: (N,4h,4w)."""
         tokens, upscaled = self.decode(image, code, sparse, None)
         vector = self.output_hypernetworks_mlps[0](tokens[:, 1])                      # (N,C/8)
         return torch.einsum("nc,nchw->nhw", vector, upscaled)
@@ -256,10 +256,10 @@ class SegmentationHead(nn.Module):
             decoder.iou_prediction_head.requires_grad_(False)
 
     def forward(self, features: list[Tensor], prompts: Tensor, size: tuple[int, int]) -> Tensor:
-        """features: (N,P,Dv) for each scale, class token dropped; prompts (N,6,C), earlier scale first.
+        """features (N,P,Dv) for each scale, prompts (N,6,C) -> mask logits (N,H,W) at `size`.
 
-        -> mask logits (N,H,W) at `size`. ValueError for a patch grid that is not square or wrong
-        counts.
+        Features are without class token; the earlier scale comes first in both. ValueError for a
+        patch grid that is not square or wrong counts.
         """
         side = math.isqrt(features[0].shape[1])
         if side * side != features[0].shape[1]:
@@ -290,8 +290,9 @@ def bce_loss(logits: Tensor, target: Tensor) -> Tensor:
 def dice_loss(logits: Tensor, target: Tensor, smooth: float = 1.0, scale: float = 1.0) -> Tensor:
     """1 - (2 |p t| + s) / (|p| + |t| + s): logits (N,H,W), target (N,H,W) -> (N,).
 
-    s = `smooth` = 1 keeps an empty target's loss smooth: it falls with the predicted area (Milletari
-    et al. 2016). Sums are divided by `scale`.
+    s = `smooth` = 1 keeps an empty target's loss smooth: it falls with the predicted area
+    (Milletari et al. 2016). Sums are divided by `scale`.
     """
+    # Overlap twice, over the two areas: 1 where they are equal.
     p, t = logits.float().sigmoid().flatten(1), target.float().flatten(1)
     return 1 - (2 * (p * t).sum(1) / scale + smooth) / ((p.sum(1) + t.sum(1)) / scale + smooth)

@@ -6,9 +6,9 @@ patches) and sound (a second's patches).
     QFormer(QFormerConfig(), features=128, out=192)(torch.randn(2, 64, 128), 8, 8)    # (2,4,192)
 
 Unusual: a free query forgets *where* it read (a probe finds 1 % of boxes in the output of four free
-queries, 96 % with the two changes below). So features carry their place into the keys. And each query
-may be anchored on a cell of a grid over the frame: it starts from that cell's mean feature, and its
-attention is biased towards the cell by a learned amount. `QFormerConfig.grid = None` is the
+queries, 96 % with the two changes below). So features carry their place into the keys. And each
+query may be anchored on a cell of a grid over the frame: it starts from that cell's mean feature,
+and its attention is biased towards the cell by a learned amount. `QFormerConfig.grid = None` is the
 published, free form.
 """
 
@@ -24,6 +24,7 @@ from .attention import attend
 
 def place_code(h: int, w: int, width: int) -> Tensor:
     """(h*w, width): sines and cosines of the row and the column, half of the width each."""
+    # Rows and columns are measured from 0 to 1, at the middle of each place.
     quarter = width // 4
     frequency = math.pi * torch.arange(1, quarter + 1)
     rows, columns = (torch.arange(h) + 0.5) / h, (torch.arange(w) + 0.5) / w
@@ -53,7 +54,8 @@ class Attention(nn.Module):
         self.q_proj, self.k_proj = nn.Linear(width, width), nn.Linear(context, width)
         self.v_proj, self.o_proj = nn.Linear(context, width), nn.Linear(width, width)
 
-    def forward(self, x: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, keys: Tensor, values: Tensor,
+                bias: Tensor | None = None) -> Tensor:
         """x (N,Q,D), keys and values (N,P,context), bias (n,Q,P) or None -> (N,Q,D)."""
         q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2)
                    for part in (self.q_proj(x), self.k_proj(keys), self.v_proj(values)))
@@ -74,6 +76,7 @@ class Layer(nn.Module):
 
     def forward(self, x: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
         """Queries x (N,Q,D), features twice (N,P,features), bias (n,Q,P) or None -> (N,Q,D)."""
+        # Queries first agree on who looks for what, then each reads the features.
         x = self.norms[0](x + self.self_attention(x, x, x))
         x = self.norms[1](x + self.cross_attention(x, keys, values, bias))
         return self.norms[2](x + self.mlp(x))
@@ -87,10 +90,12 @@ class QFormer(nn.Module):
         super().__init__()
         self.cfg = cfg
         self.queries = nn.Parameter(0.02 * torch.randn(cfg.queries, cfg.dim))
-        self.normalise = nn.LayerNorm(features)      # encoders differ in scale; keys start alike
+        # Encoders differ in scale. After this norm their keys start alike.
+        self.normalise = nn.LayerNorm(features)
         self.norm = nn.LayerNorm(cfg.dim, eps=1e-12)
         self.layers = nn.ModuleList(Layer(cfg, features) for _ in range(cfg.layers))
         self.out = nn.Linear(cfg.dim, out)
+        # Anchored queries: what they start from, and how strongly each head prefers their cell.
         if cfg.grid:
             self.start = nn.Linear(features, cfg.dim)
             self.pull = nn.Parameter(torch.full((cfg.heads,), 2.0))
@@ -98,7 +103,7 @@ class QFormer(nn.Module):
     def forward(self, features: Tensor, h: int, w: int) -> Tensor:
         """features (N,P,features), P = h * w places in reading order -> tokens (N,Q,out)."""
         # Places go into the keys alone: they say where to look, and not what is seen there.
-        values = self.normalise(features)                                             # (N,P,features)
+        values = self.normalise(features)                                           # (N,P,features)
         keys = values + place_code(h, w, features.shape[-1]).to(values)
         x, bias = self.queries.expand(len(features), -1, -1), None                    # (N,Q,D)
 

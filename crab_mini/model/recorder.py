@@ -73,6 +73,7 @@ def recorded_routes(model: nn.Module) -> Iterator[dict[str, list[Tensor]]]:
 
 def _route_to(own: list[Tensor]):
     """A hook after a LoRA layer: the router is asked again about the same input."""
+    # It returns nothing: what a hook returns would replace the layer's output.
     def hook(layer: InteractionLoRALinear, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         own.append(layer.route(inputs[0]).detach())
     return hook

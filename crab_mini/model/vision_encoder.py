@@ -4,9 +4,9 @@
     -> states (B,1+P,D) after that norm and after each layer
 
 Unusual: Crab reads layers inside the encoder and not its output. At paper size it takes
-hidden_states[23] of 24 for the LLM, and 14 and 22 for the mask decoder, as the official configuration
-has it. Index 0 is the state after the norm in front of the layers, index i the state after layer i.
-None of them has passed the final norm, which only `pooled` applies.
+hidden_states[23] of 24 for the LLM, and 14 and 22 for the mask decoder, as the official
+configuration has it. Index 0 is the state after the norm in front of the layers, index i the state
+after layer i. None of them has passed the final norm, which only `pooled` applies.
     ViT(VisionConfig()).hidden_states(torch.rand(1, 3, 64, 64), last=2)
 As in CLIP there is a norm before the first layer, and x * sigmoid(1.702 x) stands for a GELU.
 """
@@ -118,6 +118,7 @@ class ViT(nn.Module):
         first = self.class_token.to(x.dtype).expand(len(x), 1, -1)                    # (B,1,D)
         x = torch.cat((first, x), 1)                                                  # (B,1+P,D)
 
+        # Index 0 is kept too: the layers are counted as in the published hidden_states.
         states = [self.input_norm(x + self.positions.weight)]
         for layer in self.layers[:last]:
             states.append(layer(states[-1]))

@@ -1,6 +1,7 @@
-"""Losses as official Crab computes them, oddities included. Only tests use them: they compare with published numbers.
+"""Losses as official Crab computes them, oddities included.
 
-Training uses `bce_loss` and `dice_loss` of model/mask_decoder.py, which these are built on. N masks of H×W pixels.
+Only tests use them: they compare with published numbers. Training uses `bce_loss` and `dice_loss`
+of model/mask_decoder.py, which these are built on. N masks of H×W pixels.
 """
 
 import torch.nn.functional as F
@@ -20,8 +21,8 @@ def official_bce_loss(logits: Tensor, target: Tensor, num_masks: float) -> Tenso
 def official_dice_loss(logits: Tensor, target: Tensor, num_masks: float) -> Tensor:
     """Official Crab's dice_loss: logits and target (N,H,W) -> scalar.
 
-    Oddity: sums are divided by 1000 before 1e-6 is added. So the 1e-6 weighs as much as 0.001 pixels, and the loss of
-    an empty target is 1 however small the prediction is.
+    Oddity: sums are divided by 1000 before 1e-6 is added. So the 1e-6 weighs as much as 0.001
+    pixels, and the loss of an empty target is 1 however small the prediction is.
     """
     return dice_loss(logits, target, smooth=1e-6, scale=1000).sum() / (num_masks + 1e-8)
 
@@ -29,7 +30,7 @@ def official_dice_loss(logits: Tensor, target: Tensor, num_masks: float) -> Tens
 def official_class_loss(logits: Tensor, target: Tensor) -> Tensor:
     """Official Crab's F10_IoU_BCELoss: logits (N,C,H,W) of C classes, labels (N,1,H,W) -> scalar.
 
-    Oddity: the mean cross-entropy of each picture is summed over the batch, whatever the flag size_average says.
-    `F.cross_entropy` alone would be the mean.
+    Oddity: the mean cross-entropy of each picture is summed over the batch, whatever the flag
+    size_average says. `F.cross_entropy` alone would be the mean.
     """
     return F.cross_entropy(logits.float(), target[:, 0], reduction="none").mean((1, 2)).sum()
