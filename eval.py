@@ -13,7 +13,6 @@ done is one line and exit status 2.
 
 import argparse
 import difflib
-import os
 import sys
 import time
 from pathlib import Path
@@ -33,7 +32,7 @@ from crab_mini.evaluation.tables import as_json, comparison, lines, table
 from crab_mini.features.encoders import Features
 from crab_mini.features.rows import Split, left_out
 from crab_mini.files import one_line, write_whole
-from crab_mini.options import Parser, device_and_precision
+from crab_mini.options import Parser, add_arithmetic_options, choose_device, choose_precision
 from crab_mini.tasks.base import TASKS, load_plugin, parse_tasks
 from crab_mini.tasks.score import Answer
 
@@ -50,9 +49,7 @@ def parser() -> Parser:
     made.add_argument("--task", help="all, or names with commas (default: those it was trained on): " + ",".join(TASKS)
                       + "; of your own files one of these, or ask")
     made.add_argument("--plugin", type=Path, metavar="FILE", help="a task of your own (data/README.md)")
-    made.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    made.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="as in training")
-    made.add_argument("--kernel", choices=("auto", "torch", "cpp", "cuda"), default="auto", help="of the LoRA")
+    add_arithmetic_options(made)
     made.add_argument("--cache-features", type=Path, metavar="DIR", help="keep the encoders' features for later runs")
     made.add_argument("--out", type=Path, metavar="DIR", help="where pictures go (default: shown, beside the model)")
     whole = made.add_argument_group("a data set")
@@ -234,10 +231,10 @@ def main(argv: list[str] | None = None) -> int:
     """Answers; 2 with one line of reason where that cannot be."""
     try:
         options = arguments(argv)
-        device, precision = device_and_precision(options.device, options.precision)
-        os.environ["CRAB_KERNEL"] = options.kernel
+        device = choose_device(options.device)
+        precision = choose_precision(options.precision, device)
         options.tasks = parse_tasks(options.task)
-        crab, tokenizer, facts = bundle.load(options.ckpt)
+        crab, tokenizer, facts = bundle.load(options.ckpt, options.kernel)
         features = Features(crab.to(device), device, precision, options.cache_features)
         (ask if options.own else evaluate)(crab, tokenizer, features, facts, options)
     except (ConfigError, DataError, CheckpointError, ValueError, OSError) as error:

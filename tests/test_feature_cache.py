@@ -12,7 +12,8 @@ from crab_mini.av_uie.log_mel import fbank
 from crab_mini.av_uie.rows import read_annotations
 from crab_mini.av_uie.samples import decode
 from crab_mini.errors import DataError
-from crab_mini.features.cache import FeatureCache, weights_key
+from crab_mini.features.cache import FeatureCache
+from crab_mini.model.state_hash import weights_key
 
 from . import small_av_uie as small
 

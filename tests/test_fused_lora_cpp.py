@@ -43,17 +43,17 @@ def test_cpp_kernel_against_the_loop(shape, dtype, tolerance, threads):
 
 def test_gradcheck_with_the_cpp_kernel(threads):
     args = inputs(5, 7, 6, 2, 3)
-    keep = torch.rand(5, 7) > 0.3
+    mask = torch.rand(5, 7) > 0.3
     assert torch.autograd.gradcheck(lambda *a: fused_lora(*a, 2.0, kernel="cpp"), args)
-    assert torch.autograd.gradcheck(lambda *a: fused_lora(*a, 2.0, 0.3, keep, "cpp"), args)
+    assert torch.autograd.gradcheck(lambda *a: fused_lora(*a, 2.0, 0.3, mask, "cpp"), args)
 
 
 def test_mask_strides_nan_and_no_gradient_for_x():
     args = inputs(2100, 12, 8, 2, 3)
-    keep = torch.rand(2100, 24)[:, ::2] > 0.4
+    mask = torch.rand(2100, 24)[:, ::2] > 0.4
     wide = torch.randn(2100, 24, dtype=torch.float64)[:, ::2]
-    want = fused(wide, *args[1:], 2.0, keep, 1 / 0.6)
-    got = fused_lora(wide, *args[1:], 2.0, 0.4, keep, "cpp")
+    want = fused(wide, *args[1:], 2.0, mask, 1 / 0.6)
+    got = fused_lora(wide, *args[1:], 2.0, 0.4, mask, "cpp")
     assert torch.allclose(got, want, atol=1e-12)
     pairs = zip(*(torch.autograd.grad(y.square().sum(), args[2:]) for y in (got, want)))
     for a, b in pairs:

@@ -211,7 +211,7 @@ def test_clips_of_another_size_or_version_or_a_dial_that_turns_nothing_stop_befo
 def test_a_ctrl_c_between_the_stages_is_one_line(here, tmp_path, capsys, monkeypatch):
     def stop(*_):
         raise KeyboardInterrupt
-    monkeypatch.setattr(train, "glance", stop)
+    monkeypatch.setattr(train, "check_annotations", stop)
     assert run(tmp_path / "out") == 130
     assert capsys.readouterr().err.splitlines()[-1].startswith("train.py: stopped")
 

@@ -13,9 +13,11 @@ from pathlib import Path
 import pytest
 import torch
 
+import eval as evaluation
 import train
 from crab_mini import options
 from crab_mini.config import Config, ConfigError, override, preset
+from crab_mini.fused_lora import torch_path
 from crab_mini.options import STAGES, arguments, check, fields, parser
 
 from . import small_av_uie
@@ -108,7 +110,7 @@ def test_every_option_and_every_field_is_read(monkeypatch, tmp_path):
     (["--vision.patch", "7"], "--vision.image: expected a multiple of vision.patch 7, found 64"),
     (["--vision.heads", "5"], "--vision.dim: expected a multiple of vision.heads 5, found 64"),
     (["--vision.mask_layers", "1,9"], "--vision.mask_layers: expected at most 2, the number of layers, found 1,9"),
-    (["--mask.tokens", "2"], "--mask.scales, --mask.tokens: expected 2 "),
+    (["--mask.tokens", "2"], "--mask.tokens: no such option or field"),
     (["--visual_qformer.queries", "8"], "--visual_qformer.queries: expected 4, the slots of the scripts"),
     (["--audio.max_distance", "3"], "--audio.max_distance: expected more than a quarter of the buckets, found 3"),
     (["--llm.kv_heads", "3"], "LLMConfig: dim must be a multiple of 2 * heads and heads of kv_heads"),
@@ -117,6 +119,21 @@ def test_what_cannot_be_meant_is_one_line(words, line, capsys):
     assert train.main([*words, *["--preset", "nano"] * ("--preset" not in words)]) == 2
     error = capsys.readouterr().err
     assert error.startswith("train.py: ") and line in error and error.count("\n") == 1
+
+
+def test_the_kernel_is_an_argument_and_the_variable_is_the_user_s(monkeypatch, capsys):
+    """What --kernel names reaches every LoRA layer, and no program writes the environment variable."""
+    monkeypatch.setenv("CRAB_KERNEL", "cpp")
+    asked = set()
+    monkeypatch.setattr("crab_mini.fused_lora.dispatch.pick", lambda kernel, *_: asked.add(kernel) or torch_path)
+    assert train.main([*QUICK, "--task", "s4"]) == 0 and asked == {"torch"}
+    assert os.environ["CRAB_KERNEL"] == "cpp"
+    ckpt = ["--ckpt", "runs/nano/crab.pt", "--limit", "1", "--precision", "fp32"]
+    asked.clear()
+    assert evaluation.main([*ckpt, "--kernel", "torch"]) == 0 and asked == {"torch"}
+    asked.clear()
+    assert evaluation.main(ckpt) == 0 and asked == {""}          # the variable decides
+    assert os.environ["CRAB_KERNEL"] == "cpp"
 
 
 def test_the_program_exits_with_2(tmp_path):

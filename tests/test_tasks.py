@@ -8,8 +8,8 @@ import pytest
 from crab_mini import metrics
 from crab_mini.tasks.avqa import question_type
 from crab_mini.tasks.base import MASK_GROUP, TASKS, parse_tasks
-from crab_mini.world.annotate import STEP, View, spans
 from crab_mini.world.scene import CATEGORIES
+from crab_mini.world.view import STEP, View
 
 from .scenes import rows
 
@@ -21,8 +21,8 @@ def truth(task: str, view: View, row: dict):
     if task == "ave":
         return row["event"], row["start_time"], row["end_time"]
     if task == "avvp":
-        return {kind: [(view.names[i], a, b) for i in view.order(at) for a, b in spans(seconds[i])]
-                for kind, at, seconds in (("audio", view.heard, view.heard_at), ("visual", view.seen, view.visible))}
+        return {kind: [(view.names[i], a, b) for i in view.order(at) for a, b in metrics.runs(seconds[i])]
+                for kind, at, seconds in (("audio", view.heard, view.audible), ("visual", view.seen, view.visible))}
     return row["answer"] if task == "avqa" else row["label_content"].split("<answer> ")[1].split(" </answer>")[0]
 
 
@@ -63,7 +63,7 @@ def test_mask_groups_are_found_with_the_names_before_them(task, reasoning):
 
 def test_captions_mention_what_is_seen_and_heard():
     for view, row in rows("avcap", SCENES):
-        happened = view.visible.any(1) | view.heard_at.any(1)
+        happened = view.visible.any(1) | view.audible.any(1)
         for reasoning in (True, False):
             caption = TASKS["avcap"].parse(TASKS["avcap"].answer(row, reasoning))
             assert re.match("A clip|One sees", caption) and caption.endswith(".")

@@ -1,9 +1,13 @@
-"""Any sampling rate to 16 kHz: a windowed-sinc low pass, evaluated only where an output sample is needed (polyphase).
+"""Resampling: a waveform of any sampling rate -> 16 kHz, by a windowed-sinc low-pass filter.
 
-With rates in lowest terms from : to = M : L, output n lies at input time n·M/L, so only L different fractions of an
-input sample occur. Each has its own row of filter taps (a phase), and one phase's outputs are a strided product.
-The pass band ends at 7.2 kHz, the stop band begins at 8 kHz (for a 16 kHz target), and the Kaiser window keeps what
-would fold back more than 60 dB down (measured over a tone sweep in the tests). Not in the paper: Crab uses librosa.
+With the two rates in lowest terms, M and L (from M to L), output sample n lies at the input
+position n·M/L. So only L different fractions of an input sample occur. Each has its own filter
+coefficients, called a phase (polyphase resampling). The outputs of one phase are a strided
+convolution. Only outputs that are needed are computed.
+
+The filter passes frequencies up to 7.2 kHz and stops those from 8 kHz on, for an output at 16 kHz.
+What would fold back (aliasing) is more than 60 dB weaker; the tests measure it. Not in the paper:
+official Crab uses librosa.
 """
 
 from functools import lru_cache
@@ -12,44 +16,60 @@ from math import gcd, pi
 import torch
 from torch import Tensor
 
-RATE = 16000            # samples a second that the audio encoder hears
-STOP_DB = 80.0          # design attenuation; the tests ask for 60
-ROLLOFF = 0.95          # centre of the transition band, as a share of the lower rate's Nyquist frequency
+RATE = 16000            # samples a second of the audio encoder's input
+STOP_DB = 80.0          # attenuation that the filter is designed for; the tests require 60 dB
+ROLLOFF = 0.95  # centre of the transition band, as a share of the lower rate's Nyquist frequency
+CHUNK = 1024            # phases that are computed at once; an odd rate has thousands
 
 
 @lru_cache(maxsize=4)
 def phases(old: int, new: int) -> tuple[Tensor, list[int]]:
-    """Filter taps (L, K) of the L phases and the input index of each phase's first tap, for one output period."""
+    """Filter coefficients (L,K) of the L = new phases, and for each the input position of its first
+    coefficient.
+
+    old, new: the two rates in lowest terms. K is the length of the filter in input samples.
+    """
+    # Kaiser's formulas: filter length and window shape for this attenuation and this transition
+    # band.
     lower = min(old, new)
-    transition = (1 - ROLLOFF) * lower / old                # full width, as a share of the input rate
-    half = int((STOP_DB - 8) / (2.285 * 2 * pi * transition) / 2) + 1      # Kaiser's estimate of the length
-    beta = 0.1102 * (STOP_DB - 8.7)                         # Kaiser's shape for that attenuation
-    cutoff = ROLLOFF * lower / old                          # 1 = the input's Nyquist frequency
-    first = torch.div(torch.arange(new) * old, new, rounding_mode="floor") - half + 1      # (L)
-    rows = []
-    for part in torch.arange(new).split(1024):              # an odd rate has thousands of phases
-        position = part.double() * old / new                # of these outputs, in input samples
-        offset = first[part][:, None] + torch.arange(2 * half) - position[:, None]         # (L', K) tap minus output
+    transition = (1 - ROLLOFF) * lower / old                # width, as a share of the input rate
+    half = int((STOP_DB - 8) / (2.285 * 2 * pi * transition) / 2) + 1                      # K / 2
+    beta = 0.1102 * (STOP_DB - 8.7)
+    cutoff = ROLLOFF * lower / old  # as a share of the input's Nyquist frequency
+    first = torch.div(torch.arange(new) * old, new, rounding_mode="floor") - half + 1      # (L,)
+    chunks = []
+    for part in torch.arange(new).split(CHUNK):
+        # The distance of each coefficient from the output sample, in input samples.
+        position = part.double() * old / new
+        offset = first[part][:, None] + torch.arange(2 * half) - position[:, None]  # (CHUNK,K)
         window = torch.i0(beta * (1 - (offset / half) ** 2).clamp(min=0).sqrt())
         taps = torch.sinc(cutoff * offset) * window
-        rows.append((taps / taps.sum(1, keepdim=True)).float())             # unit gain at 0 Hz in every phase
-    return torch.cat(rows), first.tolist()
+        # Every phase passes a constant signal unchanged.
+        chunks.append((taps / taps.sum(1, keepdim=True)).float())
+    return torch.cat(chunks), first.tolist()
 
 
 def resample(waveform: Tensor, rate: int, target: int = RATE) -> Tensor:
-    """(S,) float32 at `rate` samples a second -> (ceil(S · target / rate),) at `target`; zeros are assumed outside."""
+    """Waveform (S,) float32 at `rate` samples a second -> (ceil(S · target / rate),) float32 at
+    `target`.
+
+    Before its beginning and after its end the waveform counts as zero.
+    """
     if rate == target:
         return waveform
     common = gcd(rate, target)
     old, new = rate // common, target // common
-    taps, first = phases(old, new)                          # (L, K)
-    count = -(-len(waveform) * new // old)                  # samples out
+    taps, first = phases(old, new)                          # (L,K)
+    # L outputs, one of each phase, make a period; it takes `old` input samples.
+    count = -(-len(waveform) * new // old)                  # output samples
     periods = -(-count // new)
+    # Zeros on both sides, so that every filter finds all of its inputs.
     left = -min(first)
     right = max(0, max(first) + (periods - 1) * old + taps.shape[1] - len(waveform))
     padded = torch.nn.functional.pad(waveform, (left, right))
     out = torch.empty(periods, new)
     for phase, start in enumerate(first):
         span = padded[start + left:start + left + (periods - 1) * old + taps.shape[1]]
-        out[:, phase] = torch.nn.functional.conv1d(span[None, None], taps[phase, None, None], stride=old)[0, 0]
+        kernel = taps[phase, None, None]                                                   # (1,1,K)
+        out[:, phase] = torch.nn.functional.conv1d(span[None, None], kernel, stride=old)[0, 0]
     return out.flatten()[:count]

@@ -17,7 +17,7 @@ from ..av_uie.log_mel import fbank
 from ..av_uie.media import picture_size, read_audio, read_image
 from ..av_uie.resample import RATE
 from ..av_uie.samples import SECONDS, Sample, seconds_seen, sounds_of
-from ..av_uie.video import Folder, Strip, open_clip
+from ..av_uie.video import FilmStrip, FrameFolder, open_clip
 from ..config import ConfigError
 from ..errors import DataError
 from ..features.encoders import Features
@@ -60,15 +60,15 @@ def open_frames(path: Path):
     if path.is_dir() or path.suffix.lower() not in PICTURES:
         return open_clip(path, "--frames")
     width, height = picture_size(path, "--frames")
-    return Strip(path, "--frames") if height > width and height % width == 0 else Still(path)
+    return FilmStrip(path, "--frames") if height > width and height % width == 0 else Still(path)
 
 
 def frame_size(clip, second: int) -> tuple[int, int] | None:
     """(width, height) of the frame of a second; None for a video, whose masks stay in the model's square."""
-    if isinstance(clip, Strip):
+    if isinstance(clip, FilmStrip):
         return clip.image.width, clip.image.width
-    if isinstance(clip, (Folder, Still)):
-        return picture_size(clip.files[second] if isinstance(clip, Folder) else clip.path, "--frames")
+    if isinstance(clip, (FrameFolder, Still)):
+        return picture_size(clip.files[second] if isinstance(clip, FrameFolder) else clip.path, "--frames")
     return None
 
 

@@ -18,7 +18,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from ..av_uie.log_mel import fbank
@@ -45,17 +44,6 @@ except ImportError:     # Windows, where training runs in one process
 FORMAT = 1              # of the files below, and of what `decode` makes of a clip: raise it when either changes
 TOGETHER = 16           # clips decoded before their frames are encoded
 DECODERS = 2            # threads that decode them: reading and unpacking files releases the GIL
-
-
-def weights_key(state: dict[str, Tensor], *facts) -> str:
-    """Name of a cache: the encoders' parameters and whatever else decides their output (dtype, layers, sizes)."""
-    made = hashlib.blake2b(repr((FORMAT, *facts)).encode(), digest_size=DIGEST)
-    for name in sorted(state):
-        value = state[name].detach().cpu().contiguous()
-        made.update(f"\n{name} {value.dtype} {tuple(value.shape)}\n".encode())
-        if value.numel():
-            made.update(value.view(-1).view(torch.uint8).numpy())       # no copy: a published LLM has 27 GB
-    return made.hexdigest()
 
 
 class FeatureCache:

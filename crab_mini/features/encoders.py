@@ -14,7 +14,8 @@ from torch import Tensor
 
 from ..errors import DataError
 from ..model.crab import Crab
-from .cache import FeatureCache, weights_key
+from ..model.state_hash import weights_key
+from .cache import FORMAT, FeatureCache
 from .store import Store
 
 
@@ -37,7 +38,7 @@ class Features:
         crab, vision = self.crab, self.crab.cfg.vision
         state = {f"{part}.{name}": value for part in ("vision", "audio")
                  for name, value in getattr(crab, part).state_dict().items()}
-        key = weights_key(state, vision.image, vision.kept, self.precision, self.device.type)
+        key = weights_key(state, FORMAT, vision.image, vision.kept, self.precision, self.device.type)
         return FeatureCache(self.folder, key, self.encode_frames, self.encode_sounds, vision.image)
 
     def encode_frames(self, frames: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
-"""The clips of a miniature data set in memory, for pre-training and alignment: pictures, class maps, log-mels, views.
+"""The clips of a miniature data set, in memory: frames, class maps, log-mels and views.
 
-Only a data set made by `world.write` has these masters (clips.json and clips/); instruction tuning reads the nine task
-folders through av_uie.py instead, as it does for any AV-UIE data.
+Pre-training and alignment use them. Only a data set that `world.write` made has what is read here
+(clips.json and clips/). Instruction tuning reads the nine task folders instead, through av_uie, as
+it does for any AV-UIE data.
 """
 
 import json
@@ -16,70 +17,94 @@ from tqdm import tqdm
 
 from ..av_uie.log_mel import fbank
 from ..errors import DataError
-from .annotate import View
 from .bank import class_names
 from .scene import RATE, SECONDS, WORLD, sample_scene
+from .view import View
 
 
 def index_of(root: Path) -> dict:
-    """What clips.json says: categories, image size, and every clip's scene; DataError where there is none of today's."""
+    """The contents of clips.json: `version`, `categories`, `image` (frame side in pixels), `clips`
+    (by name).
+
+    Raises DataError if the file is absent or unreadable, or if another version of the world wrote
+    it.
+    """
     try:
         index = json.loads((root / "clips.json").read_text())
         version = index.get("version", 1)
     except (OSError, ValueError, AttributeError) as error:
-        raise DataError(root / "clips.json", "file", f"no miniature data set: {type(error).__name__}") from None
+        reason = f"no miniature data set: {type(error).__name__}"
+        raise DataError(root / "clips.json", "file", reason) from None
     if version != WORLD:
-        raise DataError(root / "clips.json", "version", f"expected {WORLD}, found {version}: made by another version of "
-                                                        "this world; delete the folder, and it can be made anew")
+        reason = (f"expected {WORLD}, found {version}: made by another version of this world; "
+                  "delete the folder, and it can be made anew")
+        raise DataError(root / "clips.json", "version", reason)
     return index
 
 
 class Clips:
-    """All clips of one split. N clips, T seconds.
+    """All clips of one split. N clips, T seconds, C categories.
 
-    frames (N,T,3,H,W) uint8; labels (N,T,H,W) uint8, 0 or 1 + the category's place in `categories`;
-    mels (N,T,F,128) float16, one-second segments; views: one `View` a clip.
+    vids    N names
+    views   N views (see `View`)
+    frames  (N,T,3,H,W) uint8
+    labels  (N,T,H,W) uint8: 0 is background, k + 1 the category `categories[k]`
+    mels    (N,T,F,128) float16: log-mels of one second each
     """
 
     def __init__(self, root: str | Path, split: str):
+        """split: `train` or `test`. Raises DataError as `index_of` does."""
         self.root = Path(root)
         index = index_of(self.root)
         self.categories = tuple(index["categories"])
-        self.vids = [v for v in index["clips"] if v.startswith(split)]
-        self.views = [View(sample_scene(index["clips"][v]["seed"], self.categories), np.array(index["clips"][v]["boxes"]))
-                      for v in self.vids]
-        lookup = np.zeros(256, np.uint8)
+        self.vids = [vid for vid in index["clips"] if vid.startswith(split)]
+        # The scene follows from its seed. The boxes are those of the rendered picture.
+        self.views = []
+        for vid in self.vids:
+            entry = index["clips"][vid]
+            scene = sample_scene(entry["seed"], self.categories)
+            self.views.append(View(scene, np.array(entry["boxes"])))
+        # Class maps on disk use the numbers of AVSBench's palette; here categories are numbered
+        # from 1.
+        self.label_of = np.zeros(256, np.uint8)
         for k, name in enumerate(self.categories):
-            lookup[class_names(self.categories).index(name)] = k + 1
-        image = index["image"]
-        self.frames = torch.empty(len(self.vids), SECONDS, 3, image, image, dtype=torch.uint8)
-        self.labels = torch.empty(len(self.vids), SECONDS, image, image, dtype=torch.uint8)
-        self.mels = torch.empty(len(self.vids), SECONDS, 98, 128, dtype=torch.float16)
-
-        def read(i: int) -> None:
-            master = self.root / "clips" / self.vids[i]
-            strip = np.asarray(Image.open(master.with_suffix(".png"))).reshape(SECONDS, image, image, 3)
-            self.frames[i] = torch.from_numpy(strip.copy()).permute(0, 3, 1, 2)
-            label = np.asarray(Image.open(master.with_suffix(".labels.png"))).reshape(SECONDS, image, image)
-            self.labels[i] = torch.from_numpy(lookup[label])
-            wave = soundfile.read(master.with_suffix(".flac"), dtype="float32")[0]
-            self.mels[i] = fbank(torch.from_numpy(wave).view(SECONDS, RATE)).half()
-
+            self.label_of[class_names(self.categories).index(name)] = k + 1
+        count, image = len(self.vids), index["image"]
+        self.frames = torch.empty(count, SECONDS, 3, image, image, dtype=torch.uint8)
+        self.labels = torch.empty(count, SECONDS, image, image, dtype=torch.uint8)
+        self.mels = torch.empty(count, SECONDS, 98, 128, dtype=torch.float16)
+        # Decoding releases Python's global lock, so two threads are faster than one.
         with ThreadPoolExecutor(2) as pool:
-            list(tqdm(pool.map(read, range(len(self.vids))), total=len(self.vids), desc=f"read {split}", unit="clip"))
+            progress = tqdm(total=count, desc=f"read {split}", unit="clip")
+            for _ in pool.map(self.read, range(count)):
+                progress.update()
+            progress.close()
 
     def __len__(self) -> int:
         return len(self.vids)
 
+    def read(self, i: int) -> None:
+        """Decodes the files of clip i into frames, labels and mels."""
+        path = self.root / "clips" / self.vids[i]
+        image = self.frames.shape[-1]
+        strip = np.asarray(Image.open(path.with_suffix(".png"))).reshape(SECONDS, image, image, 3)
+        self.frames[i] = torch.from_numpy(strip.copy()).permute(0, 3, 1, 2)
+        numbers = np.asarray(Image.open(path.with_suffix(".labels.png")))
+        labels = self.label_of[numbers].reshape(SECONDS, image, image)
+        self.labels[i] = torch.from_numpy(labels)
+        waveform = soundfile.read(path.with_suffix(".flac"), dtype="float32")[0]
+        self.mels[i] = fbank(torch.from_numpy(waveform).view(SECONDS, RATE)).half()
+
     def present(self, clip: int) -> tuple[np.ndarray, np.ndarray]:
-        """(T,C) bool, which categories are heard, and (T,) int, 1 + the loudest one (0: silence)."""
+        """Which categories a clip's seconds hold: heard (T,C) bool; loudest (T,) int, k + 1 for
+        category k, 0 for silence.
+        """
         view = self.views[clip]
         heard = np.zeros((SECONDS, len(self.categories)), bool)
         loudest = np.zeros(SECONDS, np.int64)
         for t in range(SECONDS):
-            for rank, i in enumerate(view.heard(t)):
-                k = self.categories.index(view.names[i])
-                heard[t, k] = True
-                if rank == 0:
-                    loudest[t] = k + 1
+            categories = [self.categories.index(view.names[i]) for i in view.heard(t)]
+            heard[t, categories] = True
+            if categories:
+                loudest[t] = categories[0] + 1
         return heard, loudest
