@@ -213,10 +213,11 @@ def open_rows(data: Path, split: str, tasks: list[str], features: Features, toke
               options, run: Run) -> Split:
     """The samples of a split; with --skip-bad the usable ones, and what is left out is named."""
     problems = [] if options.skip_bad else None
-    samples = Split(data, split, tasks, features, tokenizer, problems=problems)
+    rows = Split(data, split, tasks, features, tokenizer, problems=problems)
     if problems:
-        run.say(left_out(f"--skip-bad leaves {len(problems)} sample(s) out of {split}:", problems))
-    return samples
+        head = f"--skip-bad leaves {len(problems)} sample(s) out of {split}:"
+        run.say(left_out(head, problems))
+    return rows
 
 
 def evaluate(crab, tokenizer: Tokenizer, features: Features, data: Path, tasks: list[str], options,

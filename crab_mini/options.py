@@ -19,7 +19,6 @@ from .tasks.base import TASKS
 from .world.scene import MAX_SEED
 from .world.script import CELLS, VOICES
 
-LISTED = 20                 # bad samples that --skip-bad names one by one
 STAGES = ("text", "see", "hear", "speak", "segment", "align", "instruct")
 MAY_BE_ZERO = ("seed", "muon_lr", "warmup", "weight_decay", "dropout")
 

@@ -46,8 +46,6 @@ TOGETHER = 16           # clips decoded before their frames are encoded
 DECODERS = 2            # threads that decode them: reading and unpacking files releases the GIL
 
 
-
-
 class FeatureCache:
     """`cache.prepare(rows)` -> an encoded `Sample` for each row; the encoders run for what is new.
 

@@ -75,9 +75,8 @@ class Samples:
         self.reasoning = self.cfg.reasoning == "on"
         self.samples: list[Sample] = []
         self.by_task: dict[str, list[int]] = {}
-        kept = self.cfg.vision.kept
-        self.llm_layer = kept.index(self.cfg.vision.llm_layer)
-        self.mask_layers = [kept.index(k) for k in self.cfg.vision.mask_layers]
+        vision = self.cfg.vision
+        self.llm_layer, self.mask_layers = vision.kept_for_llm, vision.kept_for_masks
 
     def add(self, samples: list[Sample]) -> None:
         """Takes encoded samples in."""

@@ -1,4 +1,4 @@
-"""The nine tasks: one file each holds a task's annotation, prompt, answer, parser, rules, score and picture.
+"""The nine tasks. A task is one file: annotation, prompt, answer, parser, rules, score, picture.
 
     from crab_mini.tasks import TASKS
     TASKS["ave"].prompt(fields)         # what the model is asked about an annotation

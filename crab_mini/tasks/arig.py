@@ -39,12 +39,12 @@ class ARIG(Task):
         in_keys = "top_left" in fields or "bottom_right" in fields
         key, box = "top_left" if in_keys else "label_content", self.box(fields)
         if box is None:
-            raise DataError(place, key, "no box: expected two corners, [x, y] each or (x,y),(x,y) in "
-                                        "the label")
+            raise DataError(place, key, "no box: expected two corners, [x, y] each or (x,y),(x,y) "
+                                        "in the label")
         x0, y0, x1, y1 = box
         if not (0 <= x0 < x1 <= FRAME and 0 <= y0 < y1 <= FRAME):
-            raise DataError(place, key, f"box {box} is not inside a {FRAME}x{FRAME} frame, top left "
-                                        "corner first")
+            raise DataError(place, key, f"box {box} is not inside a {FRAME}x{FRAME} frame, top "
+                                        "left corner first")
 
     def box(self, fields: dict) -> Box | None:
         """From the two corner keys, or else the last two corners in the label."""
@@ -91,8 +91,9 @@ class ARIG(Task):
         constant = [metrics.box_iou([box] * len(truth), truth) for box in truth[:CANDIDATES]]
 
         def of(name: str, each) -> Score:
-            return measure(name, each(iou) * read, baseline=each(centre), baseline_name="centre box",
-                           chance=max(map(each, constant), key=np.mean),
+            best = max(map(each, constant), key=np.mean)
+            return measure(name, each(iou) * read, baseline=each(centre),
+                           baseline_name="centre box", chance=best,
                            chance_name="the best constant box")
         return [of("cIoU", lambda x: x >= 0.5), of("mean IoU", lambda x: x),
                 of("AUC", lambda x: np.array([metrics.success_auc([v]) for v in x]))]

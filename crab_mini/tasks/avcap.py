@@ -43,7 +43,7 @@ class AVCap(Task):
         return found[1].strip() or None if found else None
 
     def score(self, answers: list[Answer], vocabulary: list[str]) -> list[Score]:
-        """Recall and precision of mentioned events, and CIDEr. Baseline: the next clip's caption."""
+        """Recall and precision of mentioned events, and CIDEr. Baseline: the next caption."""
         captions = [a.parsed for a in answers]
         truth = [self.bare(a.sample.fields) for a in answers]
         shifted = truth[1:] + truth[:1] if len(truth) > 1 else None
@@ -52,7 +52,8 @@ class AVCap(Task):
         def table(texts) -> np.ndarray:
             """(N,3): events in both captions, in this one, in the true one."""
             mentioned = [metrics.event_mentions(text or "", vocabulary) for text in texts]
-            return np.array([(len(m & t), len(m), len(t)) for m, t in zip(mentioned, events)], float)
+            counts = [(len(m & t), len(m), len(t)) for m, t in zip(mentioned, events)]
+            return np.array(counts, float)
         ours = table(captions)
         other = None if shifted is None else table(shifted)
 

@@ -58,14 +58,15 @@ class AVE(Task):
         return Drawing(answer.text, events=[answer.parsed] if answer.parsed else [])
 
     def score(self, answers: list[Answer], vocabulary: list[str]) -> list[Score]:
-        """Per-second accuracy including background; share of right categories and of exact ranges."""
+        """Per-second accuracy with background; share of right categories and of exact ranges."""
         truth = [(same_name(name), start, end) for a in answers
                  for name, start, end in self.events(a.sample.fields)]
         predicted = [(same_name(a.parsed[0]), *a.parsed[1:]) if a.parsed else None for a in answers]
 
         # Labels of each second, (N,10) each; an unreadable answer is wrong in every second.
         labels = np.array([metrics.second_labels(t) for t in truth])
-        seconds = np.array([metrics.second_labels(p) if p else ["unparsed"] * 10 for p in predicted])
+        seconds = np.array([metrics.second_labels(p) if p else ["unparsed"] * 10
+                            for p in predicted])
 
         # The yardsticks: the right event at all times; what is most frequent, whatever the clip.
         always = np.array([metrics.second_labels((name, 0, 10)) for name, _, _ in truth])

@@ -1,4 +1,4 @@
-"""AVVP: every event that is heard and every event that is seen, with their spans (paper, section 3; LLP).
+"""AVVP: every event that is heard and every event that is seen, with spans (paper, section 3; LLP).
 
     <audio_event> dog,(2 6),(8 9) </audio_event> <visual_event> dog,(0 10) </visual_event>
 """
@@ -14,7 +14,7 @@ from .drawing import Drawing, Event
 from .fields import CLIP_SECONDS, shortened
 from .score import Answer, Score, listed_names, measure, most_frequent, same_name
 
-SPAN = re.compile(r"\(\s*(\d{1,3})[\s,]+(\d{1,3})\s*\)")    # (3 6): from the start of 3 to that of 6
+SPAN = re.compile(r"\(\s*(\d{1,3})[\s,]+(\d{1,3})\s*\)")    # (3 6): the start of each second
 NOTHING = ("no audio event", "no visual event")             # words of an answer that lists none
 SENSES = {"visual": "see", "audio": "hear"}                 # how drawn events and labels are marked
 COLUMNS = {"Type@AV": (0, 1, 2), "A": (0,), "V": (1,), "AV": (2,), "Event@AV": (3,)}
@@ -42,7 +42,8 @@ def comparable(parsed: dict | None) -> dict | None:
 class AVVP(Task):
     """Audio-visual video parsing."""
     name = "avvp"
-    fields = {"vid": "id", "filename": "id", "event": "text or list", **VIDEO, "label_content": "text"}
+    fields = {"vid": "id", "filename": "id", "event": "text or list", **VIDEO,
+              "label_content": "text"}
     identity = ("filename",)
 
     def check_meaning(self, fields: dict, place: str) -> None:
@@ -54,9 +55,10 @@ class AVVP(Task):
                 raise DataError(place, key, f"mislabelled: <{tag}> tags do not pair up")
             for event in inner:
                 name, spans = name_and_spans(event)
-                if not name or not spans or any(not start < end <= CLIP_SECONDS for start, end in spans):
-                    raise DataError(place, key, f"mislabelled: {shortened(event)} needs a name and spans "
-                                                f"(start end) within 0..{CLIP_SECONDS}")
+                inside = all(start < end <= CLIP_SECONDS for start, end in spans)
+                if not name or not spans or not inside:
+                    raise DataError(place, key, f"mislabelled: {shortened(event)} needs a name and "
+                                                f"spans (start end) within 0..{CLIP_SECONDS}")
         if "_event>" not in text and not any(words in text for words in NOTHING):
             raise DataError(place, key, "mislabelled: no <visual_event> or <audio_event>")
 
@@ -107,13 +109,15 @@ class AVVP(Task):
             names = [name for t in truth for name in sorted({event[0] for event in t[sense]})]
             usual[sense] = [(most_frequent(names), 0, 10)] if names else []
 
-        ours, base, constant = (np.array([metrics.avvp_video(p, t) for p, t in zip(events, truth)])
-                                for events in (predicted, always, [usual] * len(truth)))     # (N,2,4)
-        scores = []
+        tables = []
+        for events in (predicted, always, [usual] * len(truth)):
+            tables.append(np.array([metrics.avvp_video(p, t) for p, t in zip(events, truth)]))
+        scores = []                                                     # tables: (N,2,4) each
         for k, level in enumerate(("segments", "events")):
             for name, columns in COLUMNS.items():
-                values, trick, blind = (table[:, k, columns].mean(1) for table in (ours, base, constant))
+                ours, trick, blind = (table[:, k, columns].mean(1) for table in tables)
                 scores.append(measure(
-                    f"{name} {level}", values, baseline=trick, baseline_name="right events, always 0-10",
-                    chance=blind, chance_name="the most frequent events, always 0-10"))
+                    f"{name} {level}", ours, baseline=trick,
+                    baseline_name="right events, always 0-10", chance=blind,
+                    chance_name="the most frequent events, always 0-10"))
         return scores

@@ -1,7 +1,7 @@
 """A task is one class: its annotation, prompt, answer, parser, rules, score and picture.
 
-`fields` always means an annotation in the AV-UIE layout, a dict. Everything outside this folder asks
-a task for what it needs and never looks at its name. A class overrides what differs from the
+`fields` always means an annotation in the AV-UIE layout, a dict. Everything outside this folder
+asks a task for what it needs and never looks at its name. A class overrides what differs from the
 defaults below; one object of it is given to `register`.
 """
 
@@ -57,7 +57,7 @@ class Task:
         self.check_meaning(entry, place)
 
     def check_meaning(self, fields: dict, place: str) -> None:
-        """DataError where keys of the right kinds contradict each other; here nothing is checked."""
+        """DataError where keys of the right kinds contradict each other; here never."""
 
     def identity_of(self, fields: dict) -> tuple[str, ...]:
         """What must be unique within a split."""
@@ -125,8 +125,8 @@ class Task:
         groups = self.groups(fields, classes, place)
         tokens = re.findall(r"<mask_\d>", text)
         if tokens != groups * MASK_TOKENS:
-            raise DataError(place, self.answer_field, f"expected {groups} whole group(s) of mask tokens, "
-                                                      f"found {len(tokens)} mask tokens")
+            raise DataError(place, self.answer_field, f"expected {groups} whole group(s) of mask "
+                                                      f"tokens, found {len(tokens)} mask tokens")
 
     # -- evaluation ---------------------------------------------------------------------------
 
@@ -181,14 +181,17 @@ def load_plugin(path: Path | None) -> None:
         sys.modules[spec.name] = module
         spec.loader.exec_module(module)
     except Exception as error:          # the file is the user's: it may raise anything
-        raise DataError(path, "--plugin", f"cannot be loaded: {type(error).__name__}: {error}") from error
+        reason = f"cannot be loaded: {type(error).__name__}: {error}"
+        raise DataError(path, "--plugin", reason) from error
     if set(TASKS) == before:
         raise DataError(path, "--plugin", "registers no task: expected a call of register(...)")
 
 
 def parse_tasks(text: str) -> list[str]:
     """`all` or names with commas -> task names; ValueError with the nearest valid names."""
-    names = list(TASKS) if text == "all" else [name.strip() for name in text.split(",") if name.strip()]
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if text == "all":
+        names = list(TASKS)
     for name in names or [text]:
         if name not in TASKS:
             close = difflib.get_close_matches(name, TASKS, n=2, cutoff=0.5) or list(TASKS)

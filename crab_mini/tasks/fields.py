@@ -1,4 +1,4 @@
-"""The kinds of values that an annotation's keys may hold, and the check of an annotation against them.
+"""The kinds of values that an annotation's keys may hold, and the check against them.
 
 A task lists its keys as {key: kind}. Each kind is one line of `KINDS`.
 """
@@ -48,7 +48,7 @@ def is_second(value) -> bool:
 
 
 def is_list_of_types(value) -> bool:
-    """Whether a value lists question types: a list, or JSON of one in a string (as in MUSIC-AVQA)."""
+    """Whether a value lists question types: a list, or its JSON in a string (MUSIC-AVQA)."""
     try:
         names = json.loads(value) if isinstance(value, str) else value
     except (ValueError, RecursionError):
@@ -70,7 +70,7 @@ OPTIONAL = "text or null"   # the one kind whose key may be absent
 
 
 def check_fields(kinds: dict[str, str], entry, place: str) -> None:
-    """DataError (place, key, expected, found) at the first key that is missing or of another kind."""
+    """DataError (place, key, expected, found) at the first key that is wrong."""
     if not isinstance(entry, dict):
         raise DataError(place, "sample", f"expected an object, found {type(entry).__name__}")
     for key, kind in kinds.items():

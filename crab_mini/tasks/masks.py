@@ -4,8 +4,8 @@
 
 Unusual about the scores: an answer without readable mask tokens gets what the worst possible mask
 would get, also where the right mask is empty (S = 1) and in AVSS, where an empty map would be right
-about the background. The baseline is *all visible objects*: what a model reaches that sees perfectly
-and does not listen. Only the miniature knows it. Masks are compared at the model's resolution.
+about the background. The baseline is *all visible objects*: what a model reaches that sees all and
+does not listen. Only the miniature knows it. Masks are compared at the model's resolution.
 """
 
 from collections.abc import Callable, Sequence
@@ -60,10 +60,11 @@ class MaskTask(Task):
         """The first that exists of labels_semantic/ and labels_rgb/, beside frames/."""
         clip, second = self.clip_and_second(fields, image, place)
         paths = [clip / folder / f"{second}.png" for folder in ("labels_semantic", "labels_rgb")]
-        return next((path for path in paths if path.exists()), clip / self.mask_folder / f"{second}.png")
+        usual = clip / self.mask_folder / f"{second}.png"
+        return next((path for path in paths if path.exists()), usual)
 
     def clip_and_second(self, fields: dict, image: Path, place: str) -> tuple[Path, str]:
-        """The clip's folder and the picture's name; DataError unless that is the second's number."""
+        """The clip's folder and the picture's name; DataError unless that is the second."""
         if image.parent.name != "frames" or not image.stem.isdecimal():
             raise DataError(place, "image_path",
                             f"'{fields['image_path']}': expected .../frames/NUMBER.jpg")
@@ -123,8 +124,9 @@ class MaskTask(Task):
         if not null.all():
             scores.append(measure("mIoU", iou(ours) * np.where(read, 1, 0), np.mean, iou(seen),
                                   chance=iou(whole), **names))
-            scores.append(measure("F", f(ours) * np.where(read, 1, 0)[:, None], metrics.max_f, f(seen),
-                                  chance=f(whole), each=at_half * read, **names))
+            curves = f(ours) * np.where(read, 1, 0)[:, None]
+            scores.append(measure("F", curves, metrics.max_f, f(seen), chance=f(whole),
+                                  each=at_half * read, **names))
         if null.any():
             scores.append(measure("S (empty masks)", np.where(null & ~read, 1.0, s(ours)), np.mean,
                                   s(seen), chance=s(whole), lower=True, **names))

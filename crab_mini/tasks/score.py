@@ -1,4 +1,4 @@
-"""An answered sample, and what a score is: a statistic over answers, its yardsticks, and how sure it is.
+"""An answered sample, and what a score is: a statistic of answers, its yardsticks, its interval.
 
 `chance` is the best that one constant answer gets without seeing, hearing or learning anything (of
 questions: without anything but the question). `baseline` is a trick that knows part of the truth,
@@ -18,7 +18,7 @@ from .base import TASKS
 @dataclass
 class Answer:
     """One answered sample. parsed: what the text means, None where it cannot be read."""
-    sample: object                  # features.rows: task, fields, masks, class_map, visible, classes
+    sample: object                  # av_uie/samples.py
     text: str
     masks: Tensor                   # (G,H,W) logits, empty where the answer held no mask tokens
     parsed: object | None = None
@@ -42,13 +42,14 @@ class Score:
     baseline_name: str = ""
     chance: float | None = None
     chance_name: str = ""
-    each: np.ndarray | list = field(default_factory=list, repr=False)   # of every answer, NaN: no part
+    # What every answer got, NaN where the score does not concern it.
+    each: np.ndarray | list = field(default_factory=list, repr=False)
     lower: bool = False             # lower is better
 
 
-def measure(name: str, values, statistic=np.mean, baseline=None, baseline_name: str = "", chance=None,
-            chance_name: str = "", each=None, lower: bool = False) -> Score:
-    """A score from a value, or a row of values, for each answer; rows of NaN alone have no part in it.
+def measure(name: str, values, statistic=np.mean, baseline=None, baseline_name: str = "",
+            chance=None, chance_name: str = "", each=None, lower: bool = False) -> Score:
+    """A score from a value, or a row of values, for each answer; rows of NaN have no part in it.
 
     baseline, chance: the same of the yardsticks' answers, or None.
     each: a plain number for each answer (default: the values themselves, if they are that).
