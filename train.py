@@ -85,7 +85,7 @@ def train_and_evaluate(argv: list[str] | None) -> None:
     if first:
         render_clips(clips, cfg)
     run.processes.gather(None)          # the others wait for the clips
-    check_clips(clips, cfg)
+    check_clips(clips, cfg, miniature=clips != options.data)
     data, tasks = data_folder(options, clips, tasks, run)
     if first:
         print_plan(crab, options, run, data, clips, tasks)
