@@ -17,9 +17,8 @@ from crab_mini import bundle
 from crab_mini.batch import collate
 from crab_mini.config import StageConfig
 from crab_mini.evaluation.generate import answer
-from crab_mini.evaluation.scoring import class_map
 from crab_mini.features.encoders import Features
-from crab_mini.features.rows import Rows
+from crab_mini.features.rows import Split
 from crab_mini.options import STAGES
 from crab_mini.stages import recipe
 from crab_mini.stages.interfaces import WholeModelStage
@@ -143,22 +142,22 @@ def test_an_overfit_batch_is_answered_perfectly(nano, here):
     # So short a text stage leaves the frozen output head so small that nothing can be said with certainty.
     crab.llm.head.weight.data.mul_(6)
     data = next((here / "data").iterdir())
-    rows = Rows(data, "train", list(TASKS), Features(crab, CPU), tokenizer, limit=1)
-    assert [row.task for row in rows.rows] == list(rows.by_task) == list(TASKS)
-    batch = OneBatch(collate([rows.item(row) for row in rows.rows], tokenizer.pad))
+    rows = Split(data, "train", list(TASKS), Features(crab, CPU), tokenizer, limit=1)
+    assert [row.task for row in rows.samples] == list(rows.by_task) == list(TASKS)
+    batch = OneBatch(collate([rows.sequence(row) for row in rows.samples], tokenizer.pad))
     cfg = StageConfig(steps=150, lr=0.01, muon_lr=0.0, warmup=5, weight_decay=0.0)
     fit("instruct", WholeModelStage(crab), batch, cfg, {}, Run(here / "overfit"), lr_scale=lambda name: 1.0 if "lora_" in name
         else 0.5)
     for task, spec in TASKS.items():
         said, = answer(crab, tokenizer, rows, task, CPU)
-        truth = spec.parse(spec.answer(said.row.row))
+        truth = spec.parse(spec.answer(said.sample.fields))
         assert said.parsed == truth, (task, said.text)
         if spec.masks:
-            assert said.masks.shape == said.row.masks.shape
-            for ours, target in zip(said.masks > 0, said.row.masks):
+            assert said.masks.shape == said.sample.masks.shape
+            for ours, target in zip(said.masks > 0, said.sample.masks):
                 assert (ours & target).sum() > 0.9 * (ours | target).sum() or not (ours.any() or target.any()), task
         if task == "avss":
-            assert ((class_map(said) > 0) == said.row.masks.any(0)).float().mean() > 0.97
+            assert ((spec.painted(said) > 0) == said.sample.masks.any(0)).float().mean() > 0.97
         if task == "arig":
             # The words are the world's box to the nearest step; the row's own corners are whole pixels.
-            assert np.abs(np.subtract(said.parsed, said.row.box)).max() <= STEP / 2 + 1
+            assert np.abs(np.subtract(said.parsed, said.sample.box)).max() <= STEP / 2 + 1

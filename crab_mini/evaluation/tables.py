@@ -4,14 +4,13 @@ import dataclasses
 import json
 import math
 
-from ..features.rows import Prepared
 from ..tasks.base import TASKS
-from .score import Answer, Score
+from ..tasks.score import Answer, Score
 
 SHUFFLED = {"audio": "sound shuffled", "video": "pictures shuffled", "both": "both shuffled"}
 
 
-def _number(value: float | None) -> str:
+def number_text(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}"
 
 
@@ -23,7 +22,7 @@ def markdown(rows: list[list]) -> str:
     return "\n".join([lines[0], "|" + "|".join("-" * (w + 2) for w in wide) + "|", *lines[1:]])
 
 
-def _shown(score: Score) -> str:
+def score_text(score: Score) -> str:
     return score.name + ", lower is better" * score.lower
 
 
@@ -43,8 +42,8 @@ def yardsticks(results: dict[str, dict]) -> str:
 def table(results: dict[str, dict]) -> str:
     """The results, a line a score, and below them what the yardsticks are."""
     rows = [["task", "score", "value", "95 % interval", "chance", "baseline", "n", "unparsed"]]
-    rows += [[task, _shown(s), _number(s.value), f"{s.interval[0]:.3f}-{s.interval[1]:.3f}", _number(s.chance),
-              _number(s.baseline), s.n, result["unparsed"]] for task, result in results.items() for s in result["scores"]]
+    rows += [[task, score_text(s), number_text(s.value), f"{s.interval[0]:.3f}-{s.interval[1]:.3f}", number_text(s.chance),
+              number_text(s.baseline), s.n, result["unparsed"]] for task, result in results.items() for s in result["scores"]]
     return f"{markdown(rows)}\n\n{yardsticks(results)}"
 
 
@@ -56,8 +55,8 @@ def comparison(results: dict[str, dict], shuffled: dict[str, dict]) -> str:
     rows = [["task", "score", "as it is", *(SHUFFLED[how] for how in shuffled), "chance", "baseline", "n"]]
     for task, result in results.items():
         for k, s in enumerate(result["scores"]):
-            others = [_number(found[task]["scores"][k].value) for found in shuffled.values()]
-            rows.append([task, _shown(s), _number(s.value), *others, _number(s.chance), _number(s.baseline), s.n])
+            others = [number_text(found[task]["scores"][k].value) for found in shuffled.values()]
+            rows.append([task, score_text(s), number_text(s.value), *others, number_text(s.chance), number_text(s.baseline), s.n])
     text = f"{markdown(rows)}\n\n{yardsticks(results)}"
     if "both" in shuffled:
         known = [f"{task} {s.name} {s.value:.3f}" for task, result in shuffled["both"].items()
@@ -74,16 +73,16 @@ def knows(score: Score) -> bool:
     return not score.lower and bool(known) and score.interval[0] > max(known)
 
 
-def _plain(value):
+def plain(value):
     """For JSON, which knows neither NaN nor arrays."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
-        return {key: _plain(inner) for key, inner in value.items()}
-    return [_plain(inner) for inner in value] if isinstance(value, (list, tuple)) else value
+        return {key: plain(inner) for key, inner in value.items()}
+    return [plain(inner) for inner in value] if isinstance(value, (list, tuple)) else value
 
 
-def _results(results: dict[str, dict]) -> dict:
+def results_dict(results: dict[str, dict]) -> dict:
     return {task: {"n": r["n"], "unparsed": r["unparsed"],
                    "scores": [{k: v for k, v in dataclasses.asdict(s).items() if k != "each"} for s in r["scores"]]}
             for task, r in results.items()}
@@ -91,27 +90,21 @@ def _results(results: dict[str, dict]) -> dict:
 
 def as_json(results: dict[str, dict], shuffled: dict[str, dict] | None = None, **facts) -> str:
     """The results and some facts about the run, without the per-sample values."""
-    content = {"facts": facts, "results": _results(results)}
+    content = {"facts": facts, "results": results_dict(results)}
     if shuffled:
-        content["shuffled"] = {how: _results(found) for how, found in shuffled.items()}
-    return json.dumps(_plain(content), indent=1)
-
-
-def truth_of(row: Prepared):
-    """What would have been right, in a form that fits into a line: what `parse` reads, a box, or whose mask it is."""
-    if row.box is not None:
-        return list(row.box)
-    if TASKS[row.task].masks:
-        return row.row.get("a_obj") or row.row.get("description")
-    return TASKS[row.task].parse(TASKS[row.task].bare(row.row))
+        content["shuffled"] = {how: results_dict(found) for how, found in shuffled.items()}
+    return json.dumps(plain(content), indent=1)
 
 
 def lines(answers: list[Answer], result: dict, shuffle: str | None = None) -> list[str]:
-    """One JSON line for each answer of a task: what was asked, said, read and true, and what it scored."""
+    """One JSON line for each answer of a task: what was asked, answered, read and true, and its scores."""
     out = []
     for k, answer in enumerate(answers):
-        row, scores = answer.row, {s.name: float(s.each[k]) for s in result["scores"] if len(s.each)}
-        out.append(json.dumps(_plain(dict(
-            task=row.task, uid=row.uid, shuffle=shuffle, prompt=TASKS[row.task].prompt(row.row), answer=answer.text,
-            parsed=answer.parsed, truth=truth_of(row), scores=scores)), ensure_ascii=False))
+        sample = answer.sample
+        task = TASKS[sample.task]
+        scores = {s.name: float(s.each[k]) for s in result["scores"] if len(s.each)}
+        content = dict(task=sample.task, uid=sample.uid, shuffle=shuffle, prompt=task.prompt(sample.fields),
+                       answer=answer.text, parsed=answer.parsed, truth=task.truth(sample.fields),
+                       scores=scores)
+        out.append(json.dumps(plain(content), ensure_ascii=False))
     return out

@@ -1,6 +1,6 @@
 """Frozen encoders run once: the features of every frame and every second of sound, found again by their content.
 
-The mechanism is feature_cache.py's; here the model is put behind it. With a folder (--cache-features) features outlive
+The mechanism is in cache.py; here the model is put behind it. With a folder (--cache-features) features outlive
 the run; without one they lie in a temporary folder until it ends. Nothing is encoded, and no weight hashed, before the
 first picture or sound is asked for: by then the encoders must have learned all they will.
 """
@@ -15,7 +15,8 @@ from torch import Tensor
 from ..errors import DataError
 from ..model.crab import Crab
 from ..model.state_hash import weights_key
-from .cache import FORMAT, FeatureCache, Store
+from .cache import FORMAT, FeatureCache
+from .store import Store
 
 
 class Features:
@@ -38,32 +39,34 @@ class Features:
         state = {f"{part}.{name}": value for part in ("vision", "audio")
                  for name, value in getattr(crab, part).state_dict().items()}
         key = weights_key(state, FORMAT, vision.image, vision.kept, self.precision, self.device.type)
-        return FeatureCache(self.folder, key, self._encode_frames, self._encode_sounds, vision.image)
+        return FeatureCache(self.folder, key, self.encode_frames, self.encode_sounds, vision.image)
 
-    def _encode_frames(self, frames: Tensor) -> Tensor:
+    def encode_frames(self, frames: Tensor) -> Tensor:
+        """frames (N,3,H,W) uint8 -> (N,layers,P,Dv)."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             return self.crab.encode_frames(frames.to(self.device))
 
-    def _encode_sounds(self, mels: Tensor) -> Tensor:
+    def encode_sounds(self, mels: Tensor) -> Tensor:
+        """mels (N,F,128) float16 -> (N,P,Da)."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             return self.crab.encode_audio(mels.to(self.device).float())
 
-    def see(self, frames: Tensor) -> Tensor:
-        """frames (N,3,H,W) uint8 -> rows (N,) of visual.array() (.,layers,P,Dv)."""
+    def add_frames(self, frames: Tensor) -> Tensor:
+        """frames (N,3,H,W) uint8 -> their places (N,) in `frames.array()`."""
         with self.cache.alone():
-            return self.cache.see.add(frames, self._encode_frames)
+            return self.cache.frames.add(frames, self.encode_frames)
 
-    def hear(self, mels: Tensor) -> Tensor:
-        """mels (N,F,128) float16 -> rows (N,) of audio.array() (.,P,Da)."""
+    def add_sounds(self, mels: Tensor) -> Tensor:
+        """mels (N,F,128) float16 -> their places (N,) in `sounds.array()`."""
         with self.cache.alone():
-            return self.cache.hear.add(mels, self._encode_sounds)
+            return self.cache.sounds.add(mels, self.encode_sounds)
 
     @property
-    def visual(self) -> Store:
-        """The frames' features."""
-        return self.cache.see
+    def frames(self) -> Store:
+        """The frames' features: `frames.array()` is (.,layers,P,Dv)."""
+        return self.cache.frames
 
     @property
-    def audio(self) -> Store:
-        """The seconds' features."""
-        return self.cache.hear
+    def sounds(self) -> Store:
+        """The features of seconds of sound: `sounds.array()` is (.,P,Da)."""
+        return self.cache.sounds

@@ -106,9 +106,9 @@ class ClipFeatures:
         vision = encoders.crab.cfg.vision
         self.llm_layer, self.mask_layers = vision.kept_for_llm, vision.kept_for_masks
         shape = clips.frames.shape[:2]                                              # (N,T)
-        self.frames = encoders.see(clips.frames.flatten(0, 1)).view(shape)
-        self.sounds = encoders.hear(clips.mels.flatten(0, 1)).view(shape)
-        self.visual, self.audio = encoders.visual.array(), encoders.audio.array()
+        self.frames = encoders.add_frames(clips.frames.flatten(0, 1)).view(shape)
+        self.sounds = encoders.add_sounds(clips.mels.flatten(0, 1)).view(shape)
+        self.visual, self.audio = encoders.frames.array(), encoders.sounds.array()
         scripts = [script(view, list(clips.categories)) for view in clips.views]
         self.visual_script = torch.from_numpy(np.stack([visual for visual, _ in scripts])).half()
         self.audio_script = torch.from_numpy(np.stack([audio for _, audio in scripts])).half()

@@ -24,17 +24,21 @@ from tqdm import tqdm
 
 from ..av_uie.media import encode_classes
 from ..errors import DataError
+from ..tasks.base import TASKS
 from .annotate import ROWS
 from .bank import class_names
-from .questions import avqa
+from .questions import avqa, one_question
 from .render import Procedural, render
 from .scene import MAX_SEED, RATE, SECONDS, SEED_STRIDE, TEST_SEED, WORLD, sample_scene
 from .view import View
 
-POSE = ROWS | {"avqa": avqa}
-FRAME_TASKS = ("ms3", "avss", "ref_avs")       # their clips hold several frames: one of them for each training clip
-QUESTIONS = 0.4                                # share of its seven or so questions that a training clip keeps
-SHARE = dict(avvp=0.6, avcap=0.4, arig=0.6)    # share of the training clips that pose a task which all could
+POSE = ROWS | {"avqa": avqa}                    # task -> rows that a scene poses
+POSE_ONE = POSE | {"avqa": one_question}        # the same with one question, which is quicker
+# Tasks on pictures whose clips show several frames: one of them for each training clip.
+FRAME_TASKS = tuple(name for name, task in TASKS.items() if not task.on_video and task.frames > 1)
+KEPT = dict(avqa=0.4)                           # share of its rows that a training clip keeps
+SHARE = dict(avvp=0.6, avcap=0.4, arig=0.6)     # share of the training clips that pose a task which all could
+MORE_TEST_ROWS = dict(avqa=3)                   # times `cap`: questions come in nine kinds
 
 
 @dataclass(frozen=True)
@@ -63,54 +67,52 @@ def class_map(masks: np.ndarray, numbers: list[int]) -> np.ndarray:
     return out
 
 
-def _link(source: Path, target: Path) -> None:
+def link(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     target.unlink(missing_ok=True)
     os.link(source, target)
 
 
-def _save(image: Image.Image, path: Path) -> None:
+def save(image: Image.Image, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     image.save(path, compress_level=1)
 
 
-def _frames(row: dict, task: str, clip, maps: np.ndarray, view: View, folder: Path, vid: str) -> dict:
-    """Writes the frames, sound and masks of one row of a task on frames; returns the row with its paths."""
+def with_known_keys(row: dict, task: str, **values) -> dict:
+    """The values whose keys the task's annotations have, then the row."""
+    return {key: value for key, value in values.items() if key in TASKS[task].fields} | row
+
+
+def write_frames(row: dict, task: str, clip, maps: np.ndarray, folder: Path, vid: str) -> dict:
+    """Writes the frames, sound and masks of one row of a task on pictures; returns the row with its paths."""
     t = row.get("frame_idx", row.get("idx", 0))
     targets = row.pop("targets", [])
-    if task == "arig":
-        base, first = Path("media") / vid, (t,)
-        image, sound = base / "frames" / f"{t}.png", base / "audio.flac"
-    elif task == "ref_avs":
-        base, first = Path("REFAVS/media") / vid, range(SECONDS)
-        image, sound = base / "frames" / f"{t}.png", base / "audio.flac"
-        row |= dict(vid=vid, uid=vid, fid=0)
-        _save(Image.fromarray(255 * clip.masks[targets].any(0)[t].astype(np.uint8)),
-              folder / task / "REFAVS/gt_mask" / vid / "fid_0" / f"{t:05d}.png")
-    else:
-        base = Path("AVS") / {"s4": "v1s", "ms3": "v1m", "avss": "v2"}[task] / vid
-        first = {"s4": (t,), "ms3": range(5), "avss": range(SECONDS)}[task]
-        image, sound = base / "frames" / f"{t}.png", base / "audio.flac"
-        row |= dict(vid=vid, uid=vid)
-        target = clip.masks[targets].any(0)[t]
-        label = encode_classes(np.where(target, maps[t], 0)) if task == "avss" \
-            else Image.fromarray(255 * target.astype(np.uint8))
-        _save(label, folder / task / base / ("labels_rgb" if task == "avss" else "labels_semantic") / f"{t}.png")
-    if task != "arig":
-        _save(encode_classes(maps[t]), folder / task / base / "visible" / f"{t}.png")
-    for second in first:
-        _save(Image.fromarray(clip.frames[second]), folder / task / base / "frames" / f"{second}.png")
-    _link(folder / "clips" / f"{vid}.flac", folder / task / sound)
-    return row | dict(image_path=str(image), audio_path=str(sound))
+    spec, base = TASKS[task], Path(TASKS[task].clips_folder) / vid
+    image, sound = base / "frames" / f"{t}.png", base / "audio.flac"
+    row |= with_known_keys({}, task, vid=vid, uid=vid, fid=0)
+    row |= dict(image_path=str(image), audio_path=str(sound))
+
+    # The mask of the frame in question, and the class map of everything in it.
+    if spec.masks:
+        mask = clip.masks[targets].any(0)[t]                                              # (H,W)
+        path = spec.mask_path(row, folder / task / image, vid)
+        label = encode_classes(np.where(mask, maps[t], 0)) if spec.by_class else \
+            Image.fromarray(255 * mask.astype(np.uint8))
+        save(label, path)
+        save(encode_classes(maps[t]), folder / task / base / "visible" / f"{t}.png")
+
+    for second in (t,) if spec.frames == 1 else range(spec.frames):
+        save(Image.fromarray(clip.frames[second]), folder / task / base / "frames" / f"{second}.png")
+    link(folder / "clips" / f"{vid}.flac", folder / task / sound)
+    return row
 
 
-def _video(row: dict, task: str, folder: Path, vid: str, number: int) -> dict:
+def link_video(row: dict, task: str, folder: Path, vid: str, number: int) -> dict:
     """Links the strip and the sound of one row of a task on videos; returns the row with its paths."""
-    _link(folder / "clips" / f"{vid}.png", folder / task / "video" / f"{vid}.png")
-    _link(folder / "clips" / f"{vid}.flac", folder / task / "audio" / f"{vid}.flac")
-    names = {"ave": dict(vid=vid), "avvp": dict(vid=vid, filename=vid), "avcap": dict(video_id=vid),
-             "avqa": dict(video_id=vid, question_id=number)}[task]
-    return names | row | dict(video_path=f"{vid}.png", audio_path=f"{vid}.flac")
+    link(folder / "clips" / f"{vid}.png", folder / task / "video" / f"{vid}.png")
+    link(folder / "clips" / f"{vid}.flac", folder / task / "audio" / f"{vid}.flac")
+    named = with_known_keys(row, task, vid=vid, filename=vid, video_id=vid, question_id=number)
+    return named | dict(video_path=f"{vid}.png", audio_path=f"{vid}.flac")
 
 
 def write_clip(plan: Plan, job: tuple[str, int, tuple[str, ...]]) -> tuple[str, dict, list[tuple[str, dict]]]:
@@ -123,17 +125,19 @@ def write_clip(plan: Plan, job: tuple[str, int, tuple[str, ...]]) -> tuple[str, 
     numbers = [class_names(plan.bank.categories).index(name) for name in view.names]
     maps = np.stack([class_map(clip.masks[:, t], numbers) for t in range(SECONDS)])       # (T,H,W)
     clips = plan.out / "clips"
-    _save(Image.fromarray(clip.frames.reshape(-1, plan.image, 3)), clips / f"{vid}.png")
-    _save(encode_classes(maps.reshape(-1, plan.image)), clips / f"{vid}.labels.png")
+    save(Image.fromarray(clip.frames.reshape(-1, plan.image, 3)), clips / f"{vid}.png")
+    save(encode_classes(maps.reshape(-1, plan.image)), clips / f"{vid}.labels.png")
     soundfile.write(clips / f"{vid}.flac", clip.waveform, RATE, subtype="PCM_16", compression_level=0.0)
     rng, rows = np.random.default_rng([seed, 7]), []
     for task in tasks:
         for number, row in enumerate(POSE[task](view, rng)):
-            if task == "avqa" and vid.startswith("train") and rng.random() > QUESTIONS:
+            if task in KEPT and vid.startswith("train") and rng.random() > KEPT[task]:
                 continue
-            video = task in ("ave", "avvp", "avqa", "avcap")
-            rows.append((task, _video(row, task, plan.out, vid, number) if video
-                         else _frames(row, task, clip, maps, view, plan.out, vid)))
+            if TASKS[task].on_video:
+                row = link_video(row, task, plan.out, vid, number)
+            else:
+                row = write_frames(row, task, clip, maps, plan.out, vid)
+            rows.append((task, row))
     return vid, dict(seed=seed, boxes=np.round(boxes, 5).tolist()), rows
 
 
@@ -174,7 +178,7 @@ def write(out: Path, clips: int, test_clips: int, image: int = 64, seed: int = 0
                 masters[vid] = master
                 bar.update()
                 for task, row in found:
-                    if split == "train" or len(rows[task]) < cap * (3 if task == "avqa" else 1):
+                    if split == "train" or len(rows[task]) < cap * MORE_TEST_ROWS.get(task, 1):
                         rows[task].append(row)
             for task, entries in rows.items():
                 if count and not entries:
