@@ -32,7 +32,7 @@ from crab_mini.evaluation.tables import as_json, comparison, lines, table
 from crab_mini.features.encoders import Features
 from crab_mini.features.rows import Split, left_out
 from crab_mini.files import one_line, write_whole
-from crab_mini.options import Parser, add_arithmetic_options, choose_device, choose_precision
+from crab_mini.options import Parser, add_arithmetic_options, device_and_precision
 from crab_mini.tasks.base import TASKS, load_plugin, parse_tasks
 from crab_mini.tasks.score import Answer
 
@@ -231,8 +231,7 @@ def main(argv: list[str] | None = None) -> int:
     """Answers; 2 with one line of reason where that cannot be."""
     try:
         options = arguments(argv)
-        device = choose_device(options.device)
-        precision = choose_precision(options.precision, device)
+        device, precision = device_and_precision(options.device, options.precision)
         options.tasks = parse_tasks(options.task)
         crab, tokenizer, facts = bundle.load(options.ckpt, options.kernel)
         features = Features(crab.to(device), device, precision, options.cache_features)

@@ -162,14 +162,14 @@ class ClipSampler:
 class AnnotationSampler:
     """Sequences of a data folder's annotations, which are opened on first use."""
 
-    def __init__(self, open_rows: Callable[[], Callable]):
-        """open_rows: opens the training split; what it returns is a sampler."""
-        self.open_rows, self.rows = open_rows, None
+    def __init__(self, open_split: Callable[[], Callable]):
+        """open_split: opens the training split; what it returns is a sampler."""
+        self.open_split, self.samples = open_split, None
 
     def __call__(self, rng, count: int) -> list[Sequence]:
-        if self.rows is None:
-            self.rows = self.open_rows()
-        return self.rows(rng, count)
+        if self.samples is None:
+            self.samples = self.open_split()
+        return self.samples(rng, count)
 
 
 class SequenceBatches:
