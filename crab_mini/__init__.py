@@ -38,5 +38,5 @@ __version__ = "0.2.0"
 
 def load(path, **options):
     """A trained model that answers questions about a clip: see `crab_mini.api.load`."""
-    from .api import load as load_model      # here, so that `import crab_mini` alone stays quick
+    from .api import load as load_model  # here, so that `import crab_mini` alone stays quick
     return load_model(path, **options)

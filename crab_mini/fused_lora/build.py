@@ -83,7 +83,7 @@ def compile_kernel(name):
 
 def _compile(name):
     """The work of `compile_kernel`. Raises what goes wrong."""
-    from torch.utils import cpp_extension                   # here, because its import is slow
+    from torch.utils import cpp_extension  # here, because its import is slow
 
     # The folder comes first: where it cannot be made, nobody waits for a compiler.
     target, stem = folder(name), f"crab_fused_lora_{name}"
