@@ -1,4 +1,4 @@
-"""The user's own clip: a recording and pictures from anywhere on the disk -> a sample to ask a model about.
+"""The user's own clip: a recording and pictures from anywhere on the disk -> a sample.
 
 Pictures are a folder with one a second, a video, a film strip (square frames, top to bottom), or a
 single picture that then stands for every second of the sound. What cannot be used is one line: the
@@ -30,7 +30,7 @@ SHORTEST = 0.5              # seconds of sound
 
 @dataclass(frozen=True)
 class Request:
-    """What the user asks. second: the one in question (None: the first); frames, audio: files or a folder."""
+    """What the user asks. second: the one in question (None: the first)."""
     task: str
     frames: Path
     audio: Path | None = None       # None: the video's own soundtrack
@@ -64,17 +64,18 @@ def open_frames(path: Path):
 
 
 def frame_size(clip, second: int) -> tuple[int, int] | None:
-    """(width, height) of the frame of a second; None for a video, whose masks stay in the model's square."""
+    """(width, height) of the frame of a second; None for a video: its masks stay square."""
     if isinstance(clip, FilmStrip):
         return clip.image.width, clip.image.width
     if isinstance(clip, (FrameFolder, Still)):
-        return picture_size(clip.files[second] if isinstance(clip, FrameFolder) else clip.path, "--frames")
+        path = clip.files[second] if isinstance(clip, FrameFolder) else clip.path
+        return picture_size(path, "--frames")
     return None
 
 
 def sample_of(request: Request, size: int,
               classes: tuple[str, ...] = ()) -> tuple[Sample, tuple[int, int] | None]:
-    """Decodes the files -> the sample, without any truth, and `frame_size` of the frame in question.
+    """Decodes the files -> the sample, without any truth, and `frame_size` of its target frame.
 
     size: side of the model's frames in pixels. classes: the names that the model knows classes by.
     DataError or ConfigError where that cannot be.
@@ -82,10 +83,14 @@ def sample_of(request: Request, size: int,
     if request.audio is None and request.frames.suffix.lower() not in VIDEOS:
         raise ConfigError("--frames of pictures needs --audio FILE, their sound")
     clip = open_frames(request.frames)
-    waveform = clip.soundtrack() if request.audio is None else read_audio(request.audio, "--audio")   # (S,)
+    if request.audio is None:
+        waveform = clip.soundtrack()                                                # (S,)
+    else:
+        waveform = read_audio(request.audio, "--audio")                             # (S,)
     heard = len(waveform) / RATE
     if heard < SHORTEST:
-        raise DataError(request.audio or request.frames, "--audio", f"too short: {heard:.2f} s of sound")
+        file = request.audio or request.frames
+        raise DataError(file, "--audio", f"too short: {heard:.2f} s of sound")
 
     # The seconds that frames and sound share, as far as the task looks at them.
     task, second = TASKS[request.task], request.second or 0
@@ -96,27 +101,29 @@ def sample_of(request: Request, size: int,
         if second >= len(seconds):
             raise ConfigError(f"--second {second}: expected 0 to {len(seconds) - 1}, " + (
                 "which frames and sound share" if task.frames == 1 else
-                f"found {clip.seconds:g} s of frames and {heard:.1f} s of sound ({request.task} sees the first "
-                f"{task.frames} at most)"))
+                f"found {clip.seconds:g} s of frames and {heard:.1f} s of sound ({request.task} "
+                f"sees the first {task.frames} at most)"))
         seconds = [second] if task.frames == 1 else seconds
 
     sounds = sounds_of(waveform, seconds, piece)                                    # (T,S)
     clip_name = str(request.frames)
-    sample = Sample(request.task, clip_name, clip_name, request.fields(), clip.frames(seconds, size), sounds,
-                    seconds, seconds.index(second), classes=classes)
+    sample = Sample(request.task, clip_name, clip_name, request.fields(),
+                    clip.frames(seconds, size), sounds, seconds, seconds.index(second),
+                    classes=classes)
     return sample, frame_size(clip, second)
 
 
 def encoded(sample: Sample, features: Features, tokenizer: Tokenizer) -> Samples:
-    """The encoded sample as the only one of its task; ConfigError for a prompt with the model's own marks in it."""
+    """The sample, encoded; ConfigError for a prompt with the model's own marks in it."""
     prompt = tokenizer.encode(TASKS[sample.task].prompt(sample.fields))
     for mark in (tokenizer.visual, tokenizer.audio, tokenizer.answer):
         if mark in prompt:
-            raise ConfigError(f"--question, --expression: expected no '{tokenizer.names[mark]}', the model's own mark")
+            raise ConfigError("--question, --expression: expected no "
+                              f"'{tokenizer.names[mark]}', the model's own mark")
     frames = features.add_frames(sample.frames)                                     # (T,)
     sounds = features.add_sounds(fbank(sample.sounds.reshape(-1, RATE)).half())     # (T·n,)
 
-    # A task with masks needs the features of the frame in question: masks that nobody knows ask for them.
+    # Samples.sequence gives the target frame's features to samples with masks: these are empty.
     size = sample.frames.shape[-1]
     masks = torch.zeros(1, size, size, dtype=torch.bool) if TASKS[sample.task].masks else None
     samples = Samples(features, tokenizer)
