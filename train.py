@@ -35,13 +35,7 @@ from crab_mini.evaluation.tables import as_json, table
 from crab_mini.features.encoders import Features
 from crab_mini.features.rows import Split, left_out, usable
 from crab_mini.files import write_whole
-from crab_mini.options import (
-    STAGES,
-    arguments,
-    check,
-    choose_device,
-    choose_precision,
-)
+from crab_mini.options import STAGES, arguments, check, device_and_precision
 from crab_mini.pretrained import options as published
 from crab_mini.stages.clips import (
     TrainingClips,
@@ -85,7 +79,7 @@ def train_and_evaluate(argv: list[str] | None) -> None:
     if first:
         render_clips(clips, cfg)
     run.processes.gather(None)          # the others wait for the clips
-    check_clips(clips, cfg)
+    check_clips(clips, cfg, miniature=clips != options.data)
     data, tasks = data_folder(options, clips, tasks, run)
     if first:
         print_plan(crab, options, run, data, clips, tasks)
@@ -95,7 +89,7 @@ def train_and_evaluate(argv: list[str] | None) -> None:
     script = ScriptEmbeddings(crab, categories)
     features = Features(crab, run.device, run.precision, options.cache_features)
     annotations = AnnotationSampler(functools.partial(
-        open_rows, data, "train", tasks, features, tokenizer, options, run))
+        open_split, data, "train", tasks, features, tokenizer, options, run))
     stages = recipe(crab, script, tokenizer, TrainingClips(clips, features), annotations,
                     run.processes.rank, run.processes.world_size)
     known = facts(crab, tokenizer, clips, weights, tasks, data)
@@ -146,8 +140,7 @@ def train_stages(stages: list[Stage], crab, known: dict, options, run: Run) -> N
 
 def start(options: argparse.Namespace, cfg: Config) -> Run:
     """Device, precision, folders and processes of the run."""
-    device = choose_device(options.device)
-    precision = choose_precision(options.precision, device)
+    device, precision = device_and_precision(options.device, options.precision)
     if options.stages and not options.stages.is_dir():
         raise ConfigError(f"{options.stages}: --stages: the folder of an earlier run cannot be "
                           "found")
@@ -209,15 +202,15 @@ def check_annotations(options, cfg: Config, tokenizer: Tokenizer, data: Path,
     usable(data, splits, tasks, tokenizer, cfg.reasoning == "on", [] if options.skip_bad else None)
 
 
-def open_rows(data: Path, split: str, tasks: list[str], features: Features, tokenizer: Tokenizer,
+def open_split(data: Path, split: str, tasks: list[str], features: Features, tokenizer: Tokenizer,
               options, run: Run) -> Split:
-    """The samples of a split; with --skip-bad the usable ones, and what is left out is named."""
+    """The samples of a split; with --skip-bad the usable ones, and what is left out is listed."""
     problems = [] if options.skip_bad else None
-    rows = Split(data, split, tasks, features, tokenizer, problems=problems)
+    samples = Split(data, split, tasks, features, tokenizer, problems=problems)
     if problems:
         head = f"--skip-bad leaves {len(problems)} sample(s) out of {split}:"
         run.say(left_out(head, problems))
-    return rows
+    return samples
 
 
 def evaluate(crab, tokenizer: Tokenizer, features: Features, data: Path, tasks: list[str], options,
@@ -226,11 +219,11 @@ def evaluate(crab, tokenizer: Tokenizer, features: Features, data: Path, tasks: 
     if not any((data / task / "test.json").is_file() for task in tasks):
         print(f"{data} has no test.json of {', '.join(tasks)}: nothing is evaluated")
         return {}
-    rows = open_rows(data, "test", tasks, features, tokenizer, options, run)
+    samples = open_split(data, "test", tasks, features, tokenizer, options, run)
     events, results = event_names(data), {}
     for task in tasks:
-        if rows.by_task[task]:
-            answers = answer(crab, tokenizer, rows, task, run.device, run.precision)
+        if samples.by_task[task]:
+            answers = answer(crab, tokenizer, samples, task, run.device, run.precision)
             results[task] = score(task, answers, events)
     return results
 

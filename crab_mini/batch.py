@@ -49,10 +49,14 @@ class Batch:
         return replace(self, **moved)
 
 
-def collate(sequences: list[Sequence], pad: int, left: bool = False) -> Batch:
-    """Sequences -> batch. pad: the id of padding; left: pad on the left (for generation)."""
+def collate(sequences: list[Sequence], pad: int, left: bool = False,
+            step: int = LENGTH_STEP) -> Batch:
+    """Sequences -> batch. pad: the id of padding; left: pad on the left (for generation).
+
+    step: the length is rounded up to a multiple of it.
+    """
     longest = max(len(s.ids) for s in sequences)
-    length = -(-longest // LENGTH_STEP) * LENGTH_STEP
+    length = -(-longest // step) * step
     ids = torch.full((len(sequences), length), pad)                                   # (B,L)
     loss_mask = torch.zeros(len(sequences), length, dtype=torch.bool)
     attention_mask = torch.zeros(len(sequences), length, dtype=torch.bool)

@@ -31,6 +31,18 @@ class Parser(argparse.ArgumentParser):
         raise ConfigError(message.replace("argument ", "", 1))
 
 
+def device_and_precision(device: str, precision: str) -> tuple[torch.device, str]:
+    """What --device and --precision mean on this machine; ConfigError for a GPU that is not there."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda: this torch sees no GPU (expected auto or cpu)")
+    found = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
+    if precision != "auto":
+        return found, precision
+    # bf16 where the hardware multiplies it.
+    cpu = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return found, "bf16" if found.type == "cuda" or cpu else "fp32"
+
+
 def fields(cfg: Config) -> dict[str, object]:
     """{"lora.heads": 3, ...}: every field of a configuration."""
     flat = {"seed": cfg.seed, "reasoning": cfg.reasoning}
@@ -87,21 +99,6 @@ def add_arithmetic_options(made: Parser) -> None:
                       help="auto: bf16 on a GPU and on CPUs that multiply it in hardware")
     made.add_argument("--kernel", choices=KERNELS, default="",
                       help="of the LoRA (default: the environment variable CRAB_KERNEL, else auto)")
-
-
-def choose_device(name: str) -> torch.device:
-    """The device of --device; ConfigError for a GPU that is not there."""
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("--device cuda: this torch sees no GPU (expected auto or cpu)")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
-
-
-def choose_precision(name: str, device: torch.device) -> str:
-    """"fp32" or "bf16" of --precision; auto takes bf16 where the hardware multiplies it."""
-    if name != "auto":
-        return name
-    cpu = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return "bf16" if device.type == "cuda" or cpu else "fp32"
 
 
 def arguments(description: str, argv: list[str] | None = None) -> tuple[argparse.Namespace, Config]:

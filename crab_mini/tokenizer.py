@@ -79,6 +79,10 @@ class Tokenizer:
                 ids.extend(self.pieces.encode(part.strip()))
         return ids
 
+    def text_of(self, token: int) -> str:
+        """One id as text: a tag, or a piece with its leading blank shown as the model holds it."""
+        return self.names.get(token) or self.pieces.id_to_piece(token)
+
     def decode(self, ids: Iterable[int]) -> str:
         """Ids -> text, tags with blanks around them; pad, begin and end are left out."""
         # Pieces between two tags are decoded together, because blanks belong to the pieces. None

@@ -25,7 +25,7 @@ LAW = {
     "pretrained": {"model", "tokenizer"} | BASIC,
     "bundle": {"model", "tokenizer", "training"} | BASIC,
     "options": {"tasks", "tokenizer", "world", "fused_lora"} | BASIC,
-    "api": {"bundle", "evaluation", "features", "model", "tasks", "av_uie", "tokenizer"} | BASIC,
+    "api": {"bundle", "evaluation", "features", "model", "tasks", "av_uie", "batch", "tokenizer"} | BASIC,
     "__init__": {"api"},
 }
 

@@ -3,8 +3,10 @@
 import argparse
 import dataclasses
 import errno
+import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import typing
@@ -19,6 +21,8 @@ from crab_mini import options
 from crab_mini.config import Config, ConfigError, override, preset
 from crab_mini.fused_lora import torch_path
 from crab_mini.options import STAGES, arguments, check, fields, parser
+from crab_mini.stages.clips import check_clips, clips_folder
+from crab_mini.world.write import write
 
 from . import small_av_uie
 
@@ -155,6 +159,36 @@ def test_every_preset_is_consistent_and_fields_can_be_written_with_an_equals_sig
 def test_a_gpu_that_is_not_there_is_one_line(capsys):
     assert train.main(["--preset", "nano", "--device", "cuda"]) == 2
     assert "--device cuda: this torch sees no GPU" in capsys.readouterr().err
+
+
+def test_the_miniature_lands_in_a_folder_that_can_be_typed_and_is_never_taken_for_another(capsys):
+    tiny = Config()
+    assert clips_folder(None, tiny, {}) == Path("data/av_uie_mini")
+    changed = override(override(tiny, "world.clips", "9"), "vision.image", "32")
+    assert clips_folder(None, changed, {}) == Path("data/av_uie_mini_image_32_clips_9")
+    for field in dataclasses.fields(tiny.world):            # each number changes the name
+        other = override(tiny, f"world.{field.name}", str(getattr(tiny.world, field.name) + 1))
+        assert clips_folder(None, other, {}) != clips_folder(None, tiny, {})
+
+    cfg = arguments("", QUICK)[1]
+    folder = clips_folder(None, cfg, {})
+    numbers = dict(clips=9, test_clips=12, image=64, seed=0, cap=1)
+    write(folder, **numbers, workers=1)
+    check_clips(folder, cfg, miniature=True)
+    for change, line in ((dict(clips=10), "expected world.clips 9, found 10"),
+                         (dict(test_clips=13), "expected world.test_clips 12, found 13"),
+                         (dict(seed=1), "expected world.seed 0, found 1"),
+                         (dict(cap=2), "expected world.rows_per_task 1, found 2"),
+                         (dict(image=32), "expected frames of 64 pixels, found 32")):
+        shutil.rmtree(folder)
+        write(folder, **numbers | change, workers=1)
+        assert train.main(QUICK) == 2
+        assert f"train.py: {folder}: {line}" in capsys.readouterr().err.splitlines()[-1]
+    index = json.loads((folder / "clips.json").read_text()) | dict(image=64, categories=["owl"], rows_per_task=1)
+    (folder / "clips.json").write_text(json.dumps(index))
+    with pytest.raises(ConfigError, match=f"{folder}: expected the world's own categories, found owl; --data"):
+        check_clips(folder, cfg, miniature=True)
+    check_clips(folder, cfg, miniature=False)               # with --data it is taken as it is
 
 
 @pytest.mark.parametrize("flag", ["--out", "--stages", "--cache-features"])

@@ -168,7 +168,7 @@ def read_mask(path: str | Path, size: int, image_size: tuple[int, int] | None = 
         # Palettes and other colour spaces are turned to colours first; transparency is ignored.
         if label.mode in ("P", "PA", "RGBA", "CMYK", "YCbCr"):
             label = label.convert("RGB")
-        values = np.asarray(label)                                          # (h,w) or (h,w,C)
+        values = np.asarray(label)  # (height,width) or (height,width,C)
         if label.mode in ("LA", "La"):
             values = values[..., :1]
         return resize_nearest(values > 0 if values.ndim == 2 else (values > 0).any(-1), size)

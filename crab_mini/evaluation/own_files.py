@@ -1,8 +1,8 @@
 """The user's own clip: a recording and pictures from anywhere on the disk -> a sample.
 
 Pictures are a folder with one a second, a video, a film strip (square frames, top to bottom), or a
-single picture that then stands for every second of the sound. What cannot be used is one line: the
-option, the file, the reason.
+single picture that then stands for every second of the sound. Pictures and sound may also be tensors
+(api.py). What cannot be used is one line: the option, the file, the reason.
 """
 
 import math
@@ -10,11 +10,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from ..av_uie.integrity import PICTURES, VIDEOS
 from ..av_uie.log_mel import fbank
-from ..av_uie.media import picture_size, read_audio, read_image
+from ..av_uie.media import picture_size, picture_tensor, read_audio, read_image
 from ..av_uie.resample import RATE
 from ..av_uie.samples import SECONDS, Sample, seconds_seen, sounds_of
 from ..av_uie.video import FilmStrip, FrameFolder, open_clip
@@ -32,8 +33,8 @@ SHORTEST = 0.5              # seconds of sound
 class Request:
     """What the user asks. second: the one in question (None: the first)."""
     task: str
-    frames: Path
-    audio: Path | None = None       # None: the video's own soundtrack
+    frames: Path | Tensor           # a file, a folder, or (T,3,H,W) uint8
+    audio: Path | Tensor | None = None      # a file, or (S,) at 16 kHz; None: the video's own sound
     second: int | None = None
     question: str = ""
     expression: str = ""
@@ -55,8 +56,38 @@ class Still:
         return read_image(self.path, size, "--frames").expand(len(seconds), -1, -1, -1)
 
 
-def open_frames(path: Path):
+class FramesInMemory:
+    """Pictures that are no files: a tensor (T,3,H,W) uint8, one a second."""
+
+    def __init__(self, pictures: Tensor):
+        if pictures.ndim != 4 or pictures.shape[1] != 3 or pictures.dtype != torch.uint8 or not len(pictures):
+            raise DataError("frames", "frames", "expected uint8 of shape (T, 3, H, W) with T at least 1, "
+                                                f"found {pictures.dtype} of shape {tuple(pictures.shape)}")
+        self.pictures, self.seconds = pictures, float(len(pictures))
+
+    def frames(self, seconds: list[int], size: int) -> Tensor:
+        """(T, 3, size, size) uint8, squeezed to a square as files are."""
+        images = [Image.fromarray(self.pictures[second].permute(1, 2, 0).numpy()) for second in seconds]
+        return torch.stack([picture_tensor(image, size) for image in images])
+
+
+def waveform_of(request: Request, clip) -> Tensor:
+    """The sound (S,) at 16 kHz of a request: its file, its tensor, or the soundtrack of its video."""
+    if request.audio is None:
+        return clip.soundtrack()
+    if not isinstance(request.audio, Tensor):
+        return read_audio(request.audio, "--audio")
+    wave = request.audio
+    if wave.ndim != 1 or not wave.is_floating_point() or not bool(wave.isfinite().all()):
+        raise DataError("audio", "audio", "expected finite floating-point samples of shape (S,) at "
+                                          f"{RATE} Hz, found {wave.dtype} of shape {tuple(wave.shape)}")
+    return wave.float()
+
+
+def open_frames(path: Path | Tensor):
     """The pictures as a clip: `.seconds` and `.frames(seconds, size)`."""
+    if isinstance(path, Tensor):
+        return FramesInMemory(path)
     if path.is_dir() or path.suffix.lower() not in PICTURES:
         return open_clip(path, "--frames")
     width, height = picture_size(path, "--frames")
@@ -65,6 +96,8 @@ def open_frames(path: Path):
 
 def frame_size(clip, second: int) -> tuple[int, int] | None:
     """(width, height) of the frame of a second; None for a video: its masks stay square."""
+    if isinstance(clip, FramesInMemory):
+        return clip.pictures.shape[3], clip.pictures.shape[2]
     if isinstance(clip, FilmStrip):
         return clip.image.width, clip.image.width
     if isinstance(clip, (FrameFolder, Still)):
@@ -80,17 +113,16 @@ def sample_of(request: Request, size: int,
     size: side of the model's frames in pixels. classes: the names that the model knows classes by.
     DataError or ConfigError where that cannot be.
     """
-    if request.audio is None and request.frames.suffix.lower() not in VIDEOS:
+    in_memory = isinstance(request.frames, Tensor)
+    if request.audio is None and (in_memory or request.frames.suffix.lower() not in VIDEOS):
         raise ConfigError("--frames of pictures needs --audio FILE, their sound")
     clip = open_frames(request.frames)
-    if request.audio is None:
-        waveform = clip.soundtrack()                                                # (S,)
-    else:
-        waveform = read_audio(request.audio, "--audio")                             # (S,)
+    waveform = waveform_of(request, clip)                                           # (S,)
+    clip_name = "frames" if in_memory else str(request.frames)
     heard = len(waveform) / RATE
     if heard < SHORTEST:
-        file = request.audio or request.frames
-        raise DataError(file, "--audio", f"too short: {heard:.2f} s of sound")
+        source = request.audio if isinstance(request.audio, Path) else clip_name
+        raise DataError(source, "--audio", f"too short: {heard:.2f} s of sound")
 
     # The seconds that frames and sound share, as far as the task looks at them.
     task, second = TASKS[request.task], request.second or 0
@@ -106,7 +138,6 @@ def sample_of(request: Request, size: int,
         seconds = [second] if task.frames == 1 else seconds
 
     sounds = sounds_of(waveform, seconds, piece)                                    # (T,S)
-    clip_name = str(request.frames)
     sample = Sample(request.task, clip_name, clip_name, request.fields(),
                     clip.frames(seconds, size), sounds, seconds, seconds.index(second),
                     classes=classes)

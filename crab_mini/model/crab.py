@@ -15,8 +15,9 @@
 
 `Crab.forward` is the place to begin. Unusual: the encoders are frozen, so step 1 runs once a clip
 and its features are kept (features/cache.py). What training reads at a mask token is what
-generation reads there: the state one position before it, which predicts it.
-Departs from official Crab: one loss and one decoder for all nine tasks, and see `embed`.
+generation reads there: the state one position before it, which predicts it. Departs from official
+Crab: AVSS has the mask decoders and losses of the other tasks (there: a 71-way classifier), and
+each token carries the number of its second (see `embed`).
 """
 
 from dataclasses import dataclass

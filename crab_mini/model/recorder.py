@@ -5,7 +5,8 @@
     calls["frame"]          # one (N,n,1+P,1+P) for each layer of the ViT
 The weights are those of the pass itself: hooks on the modules record them while it runs. Hooks
 exist only inside the `with` block, so a model that nobody looks into pays nothing. Weights are
-detached and stay on the model's device. `Crab.attention` and `Crab.route` are the short way.
+detached and stay on the model's device. A module with a `q_proj` is an attention, one with a
+`route` a LoRA layer. `Crab.attention` and `Crab.route` are the short way.
 Not recorded: the mask decoder's attention, which is written out in mask_decoder.py.
 """
 
@@ -15,7 +16,6 @@ from contextlib import contextmanager
 from torch import Tensor, nn
 
 from .attention import recording
-from .lora import InteractionLoRALinear
 
 
 @contextmanager
@@ -60,8 +60,7 @@ def recorded_routes(model: nn.Module) -> Iterator[dict[str, list[Tensor]]]:
 
     Gives {name of the layer: list}; a list holds one (...,E) for each call, where (...,in) went in.
     """
-    layers = {name: module for name, module in model.named_modules()
-              if isinstance(module, InteractionLoRALinear)}
+    layers = {name: module for name, module in model.named_modules() if hasattr(module, "route")}
     calls: dict[str, list[Tensor]] = {name: [] for name in layers}
     hooks = [layer.register_forward_hook(_route_to(calls[name])) for name, layer in layers.items()]
     try:
@@ -74,6 +73,6 @@ def recorded_routes(model: nn.Module) -> Iterator[dict[str, list[Tensor]]]:
 def _route_to(own: list[Tensor]):
     """A hook after a LoRA layer: the router is asked again about the same input."""
     # It returns nothing: what a hook returns would replace the layer's output.
-    def hook(layer: InteractionLoRALinear, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    def hook(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         own.append(layer.route(inputs[0]).detach())
     return hook

@@ -4,6 +4,8 @@ A stage that is taken from its checkpoint needs no clips. So `TrainingClips` loa
 the encoders over them, only when a batch asks.
 """
 
+import dataclasses
+from collections import Counter
 from functools import cached_property
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import torch
 from ..config import Config, ConfigError
 from ..features.encoders import Features
 from ..world.clips import Clips, index_of
+from ..world.scene import CATEGORIES, SEED_STRIDE
 from ..world.script import script
 from ..world.write import write
 
@@ -27,18 +30,27 @@ def is_rendered(folder: Path) -> bool:
 def clips_folder(data: Path | None, cfg: Config, overrides: dict[str, str]) -> Path:
     """The folder of the clips: `data` if it was rendered by the world, else the miniature's.
 
+    The miniature of the preset `tiny` is MINIATURE; the numbers that differ from it are appended.
     overrides: the fields that the command line names. ConfigError for one that changes the
     miniature where it is not used.
     """
     if data is None or not is_rendered(data):
-        numbers = (cfg.vision.image, cfg.world.clips, cfg.world.test_clips, cfg.world.rows_per_task,
-                   cfg.world.seed)
-        return MINIATURE.with_name("_".join([MINIATURE.name, *map(str, numbers)]))
+        usual, parts = miniature_numbers(Config()), [MINIATURE.name]
+        for name, number in miniature_numbers(cfg).items():
+            if number != usual[name]:
+                parts.append(f"{name.partition('.')[2]}_{number}")
+        return MINIATURE.with_name("_".join(parts))
     for name in overrides:
         if name.startswith("world."):
             raise ConfigError(f"--{name}: {data} is rendered already; it is for the miniature that "
                               "train.py makes")
     return data
+
+
+def miniature_numbers(cfg: Config) -> dict[str, int]:
+    """The fields of the configuration that the miniature follows from."""
+    world = {f"world.{name}": value for name, value in dataclasses.asdict(cfg.world).items()}
+    return {"vision.image": cfg.vision.image, **world}
 
 
 def render_clips(folder: Path, cfg: Config) -> None:
@@ -51,13 +63,32 @@ def render_clips(folder: Path, cfg: Config) -> None:
               world.rows_per_task)
 
 
-def check_clips(folder: Path, cfg: Config) -> None:
-    """ConfigError unless the rendered frames are as large as the model's."""
-    image = index_of(folder)["image"]
-    if image != cfg.vision.image:
-        raise ConfigError(f"{folder}: expected frames of {cfg.vision.image} pixels, found {image}: "
-                          "--vision.image is the model's side, --image that of "
+def check_clips(folder: Path, cfg: Config, miniature: bool) -> None:
+    """ConfigError unless the rendered frames are as large as the model's.
+
+    miniature: whether it must be the data set that train.py itself would make. A folder of that
+    name may hold another one, which `python -m crab_mini.world` has made.
+    """
+    index = index_of(folder)
+    if index["image"] != cfg.vision.image:
+        raise ConfigError(f"{folder}: expected frames of {cfg.vision.image} pixels, found "
+                          f"{index['image']}: --vision.image is the model's side, --image that of "
                           "python -m crab_mini.world")
+    if not miniature:
+        return
+
+    wanted, advice = miniature_numbers(cfg), f"; --data {folder} takes it as it is"
+    splits = Counter(vid.partition("_")[0] for vid in index["clips"])
+    first = min(clip["seed"] for clip in index["clips"].values())       # of the training clips
+    found = {"world.clips": splits["train"], "world.test_clips": splits["test"],
+             "world.rows_per_task": index.get("rows_per_task", wanted["world.rows_per_task"]),
+             "world.seed": first // SEED_STRIDE}
+    for name, number in found.items():
+        if number != wanted[name]:
+            raise ConfigError(f"{folder}: expected {name} {wanted[name]}, found {number}{advice}")
+    if index["categories"] != list(CATEGORIES):
+        raise ConfigError(f"{folder}: expected the world's own categories, found "
+                          f"{', '.join(index['categories'])}{advice}")
 
 
 class ClipFeatures:

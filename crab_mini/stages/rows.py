@@ -19,19 +19,16 @@ from ..batch import Batch, Sequence, collate
 from ..config import Config
 from ..tasks.base import TASKS
 from ..tokenizer import Tokenizer
-from ..world.questions import one_question
 from ..world.scene import sample_scene
 from ..world.script import script
 from ..world.view import View
-from ..world.write import POSE
+from ..world.write import POSE_ONE
 from .clips import TrainingClips
 
 # How often each task is drawn from a scene: in proportion to the time that it takes to learn.
 WEIGHTS = dict(ave=1.0, avvp=1.2, arig=1.5, s4=0.7, ms3=0.8, avss=0.8, ref_avs=1.2, avqa=2.5,
                avcap=0.5)
 MASK_WEIGHTS = dict(s4=1.0, ms3=1.0, avss=1.0, ref_avs=1.0)
-# How a scene poses a task: of the nine kinds of question one, drawn evenly, instead of all.
-POSE_ONCE = POSE | {"avqa": one_question}
 MAX_SCENE = 1 << 39         # seeds of scenes are drawn below
 SCRIPT_NOISE = 0.1          # standard deviation of a word's factor: no Q-Former is exact either
 SCRIPT_TRIES = 4            # tasks that are drawn for each scene
@@ -45,7 +42,7 @@ def draw_rows(view: View, rng, tries: int,
     names = list(weights)
     share = np.array([weights[name] for name in names])
     for name in rng.choice(names, tries, p=share / share.sum()):
-        rows = POSE_ONCE[name](view, rng)
+        rows = POSE_ONE[name](view, rng)
         if rows:
             yield str(name), rows[int(rng.integers(len(rows)))]
 
@@ -165,14 +162,14 @@ class ClipSampler:
 class AnnotationSampler:
     """Sequences of a data folder's annotations, which are opened on first use."""
 
-    def __init__(self, open_rows: Callable[[], Callable]):
-        """open_rows: opens the training split; what it returns is a sampler."""
-        self.open_rows, self.rows = open_rows, None
+    def __init__(self, open_split: Callable[[], Callable]):
+        """open_split: opens the training split; what it returns is a sampler."""
+        self.open_split, self.samples = open_split, None
 
     def __call__(self, rng, count: int) -> list[Sequence]:
-        if self.rows is None:
-            self.rows = self.open_rows()
-        return self.rows(rng, count)
+        if self.samples is None:
+            self.samples = self.open_split()
+        return self.samples(rng, count)
 
 
 class SequenceBatches:

@@ -1,6 +1,6 @@
 """Makes a data set: scenes of the world, or with --bank scenes of your own pictures and sounds.
 
-    python -m crab_mini.world --out data/av_uie_mini --clips 6000
+    python -m crab_mini.world --out data/av_uie_mini --clips 3000
     python -m crab_mini.world --bank DIR --classes cow,dog,horse,owl,pig --out data/farm
 """
 
@@ -20,7 +20,7 @@ def parser() -> argparse.ArgumentParser:
         description="Render the audio-visual world as a data set in the AV-UIE layout.")
     add = parser.add_argument
     add("--out", type=Path, default=Path("data/av_uie_mini"), help="folder to write")
-    add("--clips", type=int, default=6000, help="training clips")
+    add("--clips", type=int, default=3000, help="training clips")
     add("--test-clips", type=int, default=800,
         help="test clips (their own scenes, looks and sounds)")
     add("--image", type=int, default=64, help="side of the frames in pixels")

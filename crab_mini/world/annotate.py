@@ -63,7 +63,7 @@ def second_sentence(view: View, rng: Generator, t: int) -> str:
 
 def ave(view: View, rng: Generator) -> list[dict]:
     """AVE: the one event that is both seen and heard, in one unbroken span."""
-    both = view.visible & view.audible                                      # (n,T)
+    both = view.visible & view.audible                                      # (things,T)
     events = np.flatnonzero(both.any(1))
     if len(events) != 1 or len(runs(both[events[0]])) != 1:
         return []
@@ -106,7 +106,7 @@ def avvp(view: View, rng: Generator) -> list[dict]:
     heard, seen = heard_sentence(view, rng), seen_sentence(view, rng)
     audio, visual = avvp_tags(view, "audio"), avvp_tags(view, "visual")
     text = f"{opening} {heard} Audio: {audio}. {seen} Visual: {visual}."
-    happens = view.audible.any(1) | view.visible.any(1)                     # (n,)
+    happens = view.audible.any(1) | view.visible.any(1)                     # (things,)
     names = sorted({view.names[i] for i in np.flatnonzero(happens)})
     return [dict(event=",".join(names), label_content=text)]
 

@@ -140,7 +140,7 @@ def loudness(view: View) -> list[Question]:
 def duration(view: View) -> list[Question]:
     """Which of two things is heard for longer. Their durations differ by two seconds or more."""
     questions = []
-    total = view.audible.sum(1)                                             # (n,) seconds
+    total = view.audible.sum(1)                                             # (things,) seconds
     heard = np.flatnonzero(total)
     timeline = f"heard: {view.timeline(view.heard)}."
     for first in heard:
@@ -162,7 +162,7 @@ def temporal(view: View) -> list[Question]:
     same second.
     """
     heard = view.order(view.heard)
-    start = view.audible.argmax(1)  # (n,) first second of sound
+    start = view.audible.argmax(1)  # (things,) first second of sound
     starts = ", ".join(f"{view.names[i]} {start[i]}" for i in heard)
     reasoning = f"heard: {view.timeline(view.heard)}. starts {starts}."
     questions = []

@@ -118,7 +118,7 @@ def variant_look(files: ClassFiles, variant: int) -> Image.Image:
     dial = Dials("bank look " + files.name, variant)
     hue, light, stretch = dial(-15, 15), dial(0.75, 1.2), dial(0.85, 1.18)
     picture = cut_out(files.picture)
-    pixels = np.asarray(picture, np.float32)                                # (h,w,4)
+    pixels = np.asarray(picture, np.float32)                                # (height,width,4)
     colour = (tinted(pixels[..., :3], hue / HUE_TURN) * light).clip(0, 255)
     look = Image.fromarray(np.dstack([colour, pixels[..., 3:]]).astype(np.uint8))
     # The area stays the same.

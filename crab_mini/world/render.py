@@ -62,9 +62,9 @@ PROCEDURAL = Procedural()
 
 @dataclass(frozen=True)
 class Clip:
-    """What a scene with n things looks and sounds like."""
+    """What a scene looks and sounds like."""
     frames: np.ndarray      # (T,H,W,3) uint8
-    masks: np.ndarray       # (n,T,H,W) bool, the part of each thing that no later thing hides
+    masks: np.ndarray       # (things,T,H,W) bool, the part of each thing that no later thing hides
     waveform: np.ndarray    # (S,) float32 in -1..1, S = SECONDS * RATE
 
 
@@ -83,9 +83,10 @@ def tinted(rgb: np.ndarray, hue: float) -> np.ndarray:
 
 
 def stamp(look: Image.Image, thing: Thing, image: int) -> tuple[np.ndarray, np.ndarray]:
-    """A thing ready to be painted: colours (h,w,3) float32 in 0..255 and alpha (h,w,1) in 0..1.
+    """A thing, ready to be painted: its colours and its alpha.
 
-    h and w are in pixels; the longer one is thing.size * image.
+    Colours are (height,width,3) float32 in 0..255, alpha is (height,width,1) in 0..1. The longer of
+    height and width is thing.size * image pixels.
     """
     # Flip and turn the large master picture, then scale once.
     if thing.flip:
@@ -97,12 +98,12 @@ def stamp(look: Image.Image, thing: Thing, image: int) -> tuple[np.ndarray, np.n
     scale = max(2, round(thing.size * image)) / longer
     size = [max(1, round((high - low) * scale)) for low, high in (box[::2], box[1::2])]
     resized = look.resize(size, Image.BOX if scale < 1 else Image.BICUBIC, box)
-    pixels = np.asarray(resized, np.float32)                                # (h,w,4)
+    pixels = np.asarray(resized, np.float32)                                # (height,width,4)
     return tinted(pixels[..., :3], thing.hue), pixels[..., 3:] / 255
 
 
 def pictures(scene: Scene, image: int, bank: Bank) -> tuple[np.ndarray, np.ndarray]:
-    """Frames (T,H,W,3) uint8 and masks (n,T,H,W) bool of a scene with n things, H = W = image."""
+    """Frames (T,H,W,3) uint8 and masks (things,T,H,W) bool of a scene, H = W = image."""
     canvas = bank.background(scene.background, SECONDS, image)              # (T,H,W,3)
     masks = np.zeros((len(scene.things), SECONDS, image, image), bool)
     for i, thing in enumerate(scene.things):

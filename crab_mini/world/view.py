@@ -25,16 +25,16 @@ MIDDLE_MARGIN = 0.06
 
 
 class View:
-    """A scene with n things and T = 10 seconds, as arrays and as words.
+    """A scene of T = 10 seconds, as arrays with one row a thing, and as words.
 
     things   the scene's things
-    names    their n categories
-    visible  (n,T) bool: the thing is in the picture
-    audible  (n,T) bool: the thing sounds
-    gain     (n,T) float: linear loudness; 0 is silence
-    centres  (n,T,2) float: x and y of the thing's centre, as shares of the frame
-    quarters (n,T) int: index into QUARTERS of the quarter that holds the centre
-    boxes    (n,T,4) float: x0 y0 x1 y1, as shares of the frame
+    names    their categories
+    visible  (things,T) bool: the thing is in the picture
+    audible  (things,T) bool: the thing sounds
+    gain     (things,T) float: linear loudness; 0 is silence
+    centres  (things,T,2) float: x and y of the thing's centre, as shares of the frame
+    quarters (things,T) int: index into QUARTERS of the quarter that holds the centre
+    boxes    (things,T,4) float: x0 y0 x1 y1, as shares of the frame
     """
 
     def __init__(self, scene: Scene, boxes: np.ndarray | None = None):
@@ -47,7 +47,8 @@ class View:
         self.gain = np.array([thing.gain for thing in scene.things])
         self.centres = np.array([thing.centres for thing in scene.things])
         if boxes is None:
-            half = np.array([thing.size for thing in scene.things])[:, None, None] / 2  # (n,1,1)
+            sizes = np.array([thing.size for thing in scene.things])
+            half = sizes[:, None, None] / 2                                # (things,1,1)
             boxes = np.concatenate([self.centres - half, self.centres + half], -1).clip(0, 1)
         self.boxes = boxes
         self.audible = self.gain > 0

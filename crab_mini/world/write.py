@@ -187,4 +187,4 @@ def write(out: Path, clips: int, test_clips: int, image: int = 64, seed: int = 0
                 path.write_text(json.dumps(entries, default=_plain, indent=0))
     (plan.out / "classes.json").write_text(json.dumps(classes))
     (plan.out / "clips.json").write_text(json.dumps(
-        dict(version=WORLD, image=image, categories=list(plan.bank.categories), clips=masters)))
+        dict(version=WORLD, image=image, rows_per_task=cap, categories=list(plan.bank.categories), clips=masters)))
