@@ -1,14 +1,14 @@
 """Answers with a trained model: a data set's test split, with scores, or files of your own.
 
-    python eval.py --ckpt runs/tiny/crab.pt                             # all tasks: scores, chance, baselines, intervals
-    python eval.py --ckpt runs/tiny/crab.pt --data DIR --task ave,s4 --json scores.json --predictions answers.jsonl
+    python eval.py --ckpt runs/tiny/crab.pt         # all tasks: scores, chance, baselines, intervals
+    python eval.py --ckpt runs/tiny/crab.pt --data DIR --task ave,s4 --json scores.json
     python eval.py --ckpt runs/tiny/crab.pt --shuffle audio,video,both  # what each task really uses
     python eval.py --ckpt runs/tiny/crab.pt --show 4 --limit 4 --out shown
-    python eval.py --ckpt runs/tiny/crab.pt --audio a.wav --frames DIR --task ask --question "which object is heard first?"
+    python eval.py --ckpt runs/tiny/crab.pt --audio a.wav --frames DIR --task ask --question "what is heard first?"
     python eval.py --ckpt runs/tiny/crab.pt --audio a.wav --frames a.png --task s4 --out mine
 
-An answer that cannot be parsed counts as wrong and is counted; official Crab's scripts leave it out. Whatever cannot be
-done is one line and exit status 2.
+An answer that cannot be parsed counts as wrong and is counted; official Crab's scripts leave it out.
+Whatever cannot be done is one line and exit status 2.
 """
 
 import argparse
@@ -36,8 +36,9 @@ from crab_mini.options import Parser, add_arithmetic_options, device_and_precisi
 from crab_mini.tasks.base import TASKS, load_plugin, parse_tasks
 from crab_mini.tasks.score import Answer
 
-OWN = ("audio", "frames", "question", "expression", "second")                           # options for files of one's own
-SET = ("data", "shuffle", "json", "predictions", "show", "limit", "skip_bad")           # options for a data set
+# Options for files of one's own, and options for a data set.
+OWN = ("audio", "frames", "question", "expression", "second")
+SET = ("data", "shuffle", "json", "predictions", "show", "limit", "skip_bad")
 LONGEST = 2 * LIMIT         # tokens of an answer about files of one's own
 
 
@@ -78,19 +79,22 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     if rest:
         names = [name for action in made._actions for name in action.option_strings]
         close = difflib.get_close_matches(rest[0].split("=")[0], names, n=2, cutoff=0.5)
-        raise ConfigError(f"{rest[0]}: no such option; " + (f"nearest: {', '.join(close)}" if close else
-                                                             "eval.py --help lists them"))
+        advice = f"nearest: {', '.join(close)}" if close else "eval.py --help lists them"
+        raise ConfigError(f"{rest[0]}: no such option; {advice}")
     options.own = options.frames is not None or options.audio is not None
     for name in SET if options.own else OWN:
         value = getattr(options, name)
         if value is not None and value is not False:
-            raise ConfigError(f"--{name.replace('_', '-')}: " + ("is for data sets, not for --frames and --audio"
-                                                                 if options.own else "needs --frames, files of your own"))
+            reason = "needs --frames, files of your own"
+            if options.own:
+                reason = "is for data sets, not for --frames and --audio"
+            raise ConfigError(f"--{name.replace('_', '-')}: {reason}")
     for name, least in (("limit", 1), ("show", 1), ("second", 0)):
         value = getattr(options, name)
         if value is not None and value < least:
             raise ConfigError(f"--{name}: expected at least {least}, found {value}")
-    options.shuffle = [word.strip() for word in options.shuffle.split(",")] if options.shuffle is not None else []
+    words = [] if options.shuffle is None else options.shuffle.split(",")
+    options.shuffle = [word.strip() for word in words]
     for word in options.shuffle:
         if word not in SHUFFLES:
             raise ConfigError(f"--shuffle: expected some of {', '.join(SHUFFLES)}, found '{word}'")
@@ -99,8 +103,8 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     if options.own:
         check_own(options, aliases)
     elif options.task in aliases:
-        raise ConfigError(f"--task {options.task}: needs --frames and --audio, files of your own; of a data set it is "
-                          f"{aliases[options.task]}")
+        raise ConfigError(f"--task {options.task}: needs --frames and --audio, files of your own; "
+                          f"of a data set it is {aliases[options.task]}")
     if options.out and not (options.own or options.show):
         raise ConfigError("--out: is for the pictures of --show or --frames")
     options.given, options.pictured = options.task, options.out is not None
@@ -119,8 +123,8 @@ def check_own(options: argparse.Namespace, aliases: dict[str, str]) -> None:
     asked, names = options.task, [*TASKS, *aliases]
     if asked not in names:
         close = difflib.get_close_matches(asked or "", names, n=2, cutoff=0.5) or names
-        raise ConfigError(f"--task: expected one for files of your own, found {asked or 'none'}; nearest: "
-                          f"{', '.join(close)}")
+        raise ConfigError(f"--task: expected one for files of your own, found {asked or 'none'}; "
+                          f"nearest: {', '.join(close)}")
     options.task = aliases.get(asked, asked)
     task = TASKS[options.task]
     for name in ("question", "expression", "second"):
@@ -212,10 +216,12 @@ def evaluate(crab, tokenizer, features: Features, facts: dict, options) -> None:
 def ask(crab, tokenizer, features: Features, facts: dict, options) -> None:
     """The answer about the user's own files; masks, and with --out a picture of all, as PNG."""
     task, second = options.tasks[0], options.second
-    request = Request(task, options.frames, options.audio, second, options.question or "", options.expression or "")
+    request = Request(task, options.frames, options.audio, second, options.question or "",
+                      options.expression or "")
     sample, size = sample_of(request, crab.cfg.vision.image, tuple(facts["classes"]))
     samples = encoded(sample, features, tokenizer)
-    given, = answer(crab, tokenizer, samples, task, features.device, features.precision, limit=LONGEST)
+    given, = answer(crab, tokenizer, samples, task, features.device, features.precision,
+                    limit=LONGEST)
     prompt = TASKS[task].prompt(sample.fields)
     print(f"seconds: {' '.join(map(str, sample.seconds))}\nprompt: {prompt}\nanswer: {given.text}")
     if given.parsed is None:

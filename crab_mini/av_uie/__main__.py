@@ -25,7 +25,8 @@ def show(root: str, task: str, split: str, index: int, out: str, size: int) -> N
     if row is None:
         place = f"{Path(root) / task / split}.json"
         named = next((error for error in problems if error.file.endswith(f"[{index}]")), None)
-        raise named or DataError(place, "index", f"no usable sample {index}: {len(rows)} are there, counted from 0")
+        raise named or DataError(place, "index", f"no usable sample {index}: {len(rows)} are there, "
+                                                 "counted from 0")
     sample = decode(row, size)
     image = panel(sample, TASKS[task].prompt(row.fields), TASKS[task].answer(row.fields))
     try:
@@ -37,7 +38,8 @@ def show(root: str, task: str, split: str, index: int, out: str, size: int) -> N
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     made = argparse.ArgumentParser(prog="python -m crab_mini.av_uie",
-                                   description="Look at a folder in the AV-UIE layout, without a model.")
+                                   description="Look at a folder in the AV-UIE layout, without a "
+                                               "model.")
     commands = made.add_subparsers(dest="command", required=True)
     checker = commands.add_parser("check", help="open every file and name what is wrong")
     checker.add_argument("dir")
@@ -48,9 +50,11 @@ def parser() -> argparse.ArgumentParser:
     shower.add_argument("--split", default="test", choices=SPLITS)
     shower.add_argument("--index", type=int, default=0, help="place in the JSON list, from 0")
     shower.add_argument("--out", required=True, help="PNG file to write")
-    shower.add_argument("--size", type=int, default=224, help="side of the decoded frames in pixels")
+    shower.add_argument("--size", type=int, default=224,
+                        help="side of the decoded frames in pixels")
     for command in (checker, shower):
-        command.add_argument("--plugin", type=Path, metavar="FILE", help="a task of your own (data/README.md)")
+        command.add_argument("--plugin", type=Path, metavar="FILE",
+                             help="a task of your own (data/README.md)")
     return made
 
 
@@ -61,7 +65,8 @@ def main(arguments: list[str] | None = None) -> int:
         load_plugin(given.plugin)
         if given.command == "check":
             report = check(given.dir)
-            print(json.dumps(report.to_dict(), indent=1) if given.json else "\n".join(report.lines()))
+            lines = "\n".join(report.lines())
+            print(json.dumps(report.to_dict(), indent=1) if given.json else lines)
             return 1 if report.problems else 0
         task, = parse_tasks(given.task)
         show(given.dir, task, given.split, given.index, given.out, given.size)

@@ -1,8 +1,8 @@
 """What in a data folder cannot be used: every annotation, picture, sound, video and mask is opened.
 
-`examine` decides what is usable, for `check` (which names everything that is wrong) and for training
-(which stops at the first). Unusual: a sample with three broken files gets three lines. Decoding stops
-at the first, so a failed sample is gone through once more, file by file.
+`examine` decides what is usable, for `check` (which names everything that is wrong) and for
+training (which stops at the first). Unusual: a sample with three broken files gets three lines.
+Decoding stops at the first, so a failed sample is opened once more, file by file.
 """
 
 from collections.abc import Iterator
@@ -18,12 +18,15 @@ from .rows import SPLITS, Row, read_task
 from .samples import check_length, decode, siblings
 from .video import open_clip
 
-CHECK_SIZE = 32             # frames are decoded at full size whatever this is; small copies are cheap
+CHECK_SIZE = 32             # side of the copies: frames are decoded at full size whatever this is
 
 
 @dataclass
 class Report:
-    """What `check` found. samples: task -> split -> (complete, all); problems: (task, split, DataError)."""
+    """What `check` found.
+
+    samples: task -> split -> (complete, all). problems: (task, split, DataError).
+    """
     root: str
     samples: dict[str, dict[str, tuple[int, int]]] = field(default_factory=dict)
     lacking: list[str] = field(default_factory=list)
@@ -32,13 +35,16 @@ class Report:
 
     def add(self, task: str, split: str, errors: list[DataError]) -> None:
         """Keeps each different line once: a broken sound may serve many samples."""
-        self.problems += [(task, split, error) for error in errors if str(error) not in self.lines_seen]
+        new = [error for error in errors if str(error) not in self.lines_seen]
+        self.problems += [(task, split, error) for error in new]
         self.lines_seen |= {str(error) for error in errors}
 
     def to_dict(self) -> dict:
         """For --json."""
-        tasks = {task: {split: {"complete": good, "samples": count} for split, (good, count) in splits.items()}
-                 for task, splits in self.samples.items()}
+        tasks = {}
+        for task, splits in self.samples.items():
+            tasks[task] = {split: {"complete": good, "samples": count}
+                           for split, (good, count) in splits.items()}
         problems = [{"task": task, "split": split, "file": error.file, "field": error.field,
                      "reason": error.reason} for task, split, error in self.problems]
         return {"root": self.root, "lacking": self.lacking, "tasks": tasks, "problems": problems}
@@ -50,7 +56,8 @@ class Report:
         if self.lacking:
             out.append(f"not in this folder: {', '.join(self.lacking)}")
         out += [str(error) for _, _, error in self.problems]
-        return out + [f"{len(self.problems) or 'no'} problem{'s' * (len(self.problems) != 1)} in {self.root}"]
+        count = len(self.problems)
+        return out + [f"{count or 'no'} problem{'s' * (count != 1)} in {self.root}"]
 
 
 def error_of(call, *arguments) -> DataError | None:
@@ -62,11 +69,16 @@ def error_of(call, *arguments) -> DataError | None:
     return None
 
 
+def first_frame(row: Row) -> None:
+    """Decodes the first frame of a row's video."""
+    open_clip(row.video, "video_path", row.root).frames([0], CHECK_SIZE)
+
+
 def broken_files(row: Row) -> list[DataError]:
     """What is wrong with each of a row's files on its own."""
     found = []
     if row.video is not None:
-        found.append(error_of(lambda: open_clip(row.video, "video_path", row.root).frames([0], CHECK_SIZE)))
+        found.append(error_of(first_frame, row))
     else:
         try:
             pictures = siblings(row).values()
@@ -87,7 +99,9 @@ def examine(rows: list[Row], progress: bool = True) -> Iterator[tuple[Row, list[
     """
     seconds: dict[tuple, list[int]] = {}        # of the good clips: the seconds that they show
     for row in tqdm(rows, desc="check", unit="sample", disable=not progress):
-        clip = (row.video, row.audio, TASKS[row.task].long_clips) if row.video is not None else (row.uid,)
+        clip = (row.uid,)
+        if row.video is not None:
+            clip = (row.video, row.audio, TASKS[row.task].long_clips)
         if clip in seconds:
             error = error_of(check_length, row, seconds[clip])
             yield row, [error] if error is not None else []
@@ -101,11 +115,12 @@ def examine(rows: list[Row], progress: bool = True) -> Iterator[tuple[Row, list[
 
 
 def check(root: str | Path, progress: bool = True) -> Report:
-    """Walks both splits of every task that the folder has; opens every file that training would open."""
+    """Opens every file that training would open, of both splits of every task in the folder."""
     root, report, rows = Path(root), Report(str(root)), []
     report.lacking = [task for task in TASKS if not (root / task).is_dir()]
     if len(report.lacking) == len(TASKS):
-        report.add("", "", [DataError(root, "data folder", "missing, or without any AV-UIE task folder")])
+        reason = "missing, or without any AV-UIE task folder"
+        report.add("", "", [DataError(root, "data folder", reason)])
 
     # The annotations.
     for task in TASKS:

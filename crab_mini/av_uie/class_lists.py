@@ -14,7 +14,7 @@ def classes_of(root: Path) -> tuple[str, ...]:
 
 
 def listed_in(path: Path, key: str | None = None) -> tuple[str, ...]:
-    """The names in a JSON file that is a list, or whose `key` is one; DataError for anything else."""
+    """The names in a JSON file that is a list, or whose `key` is one; DataError for others."""
     try:
         names = json.loads(path.read_text(encoding="utf-8"))
         if key is not None:

@@ -1,4 +1,4 @@
-"""One sample as one picture: frames, masks, box, spectrogram with event spans, prompt, answer, prediction.
+"""One sample as one picture: frames, masks, box, sound with event spans, prompt, answer, prediction.
 
 Unusual: PIL only, no plotting library. What is drawn is what the model gets (the decoded `Sample`),
 not the files, so a loader's mistake is seen. Truth is green, a prediction is red; class maps have
@@ -58,7 +58,8 @@ def panel(sample: Sample, prompt: str = "", answer: str = "",
     rows.append(sound(sample))
     rows += [spans(len(sample.seconds), title, drawing.events, colour) for title, drawing, colour in
              (("truth", truth, TRUTH), ("predicted", guess, GUESS)) if drawing.events]
-    texts = (("prompt", prompt, INK), ("answer", truth.text, TRUTH), ("prediction", guess.text, GUESS))
+    texts = (("prompt", prompt, INK), ("answer", truth.text, TRUTH),
+             ("prediction", guess.text, GUESS))
     rows += [paragraph(f"{name}: {text}", colour) for name, text, colour in texts if text]
     return stack([row for row in rows if row is not None])
 
@@ -69,31 +70,41 @@ def scale_box(box: Box, size: int) -> Box:
 
 
 def overlay(frame: Tensor, masks: Tensor | None, colour: Colour, side: int = LARGE) -> Image.Image:
-    """A frame (3,H,W) uint8 as side x side pixels: masks (G,h,w) bool tinted, a class map (h,w) coloured."""
-    image = Image.fromarray(frame.permute(1, 2, 0).numpy()).resize((side, side), Image.Resampling.BICUBIC)
+    """A frame (3,H,W) uint8 as side x side pixels, with masks (G,h,w) or a class map (h,w) on it."""
+    image = Image.fromarray(frame.permute(1, 2, 0).numpy())
+    image = image.resize((side, side), Image.Resampling.BICUBIC)
     if masks is None:
         return image
     layer = masks.any(0) if masks.ndim == 3 else masks                              # (h, w)
-    layer = Image.fromarray(layer.cpu().numpy().astype(np.uint8)).resize((side, side), Image.Resampling.NEAREST)
-    layer = np.asarray(layer)                                                       # (side, side)
-    tint = palette()[layer] if masks.ndim == 2 else np.broadcast_to(np.uint8(colour), (*layer.shape, 3))
+    layer = Image.fromarray(layer.cpu().numpy().astype(np.uint8))
+    layer = np.asarray(layer.resize((side, side), Image.Resampling.NEAREST))        # (side,side)
+
+    # A class map has the palette's colours, masks have one. Edges cover all, the inside half.
+    tint = np.broadcast_to(np.uint8(colour), (*layer.shape, 3))
+    if masks.ndim == 2:
+        tint = palette()[layer]
     cover = np.where(edge(layer), 255, np.where(layer > 0, 140, 0)).astype(np.uint8)
-    return Image.composite(Image.fromarray(np.ascontiguousarray(tint)), image, Image.fromarray(cover))
+    tinted = Image.fromarray(np.ascontiguousarray(tint))
+    return Image.composite(tinted, image, Image.fromarray(cover))
 
 
 def edge(layer: np.ndarray, wide: int = 2) -> np.ndarray:
-    """(h, w) numbers -> where a mask ends within a few pixels: a tint alone is lost on things of its own colour."""
+    """(h,w) numbers -> (h,w) bool: where a mask ends within `wide` pixels.
+
+    A tint alone cannot be seen on things of its own colour.
+    """
     padded = np.pad(layer, wide)
-    moved = [np.roll(padded, step, axis)[wide:-wide, wide:-wide] for axis in (0, 1) for step in (-wide, wide)]
+    moved = [np.roll(padded, step, axis)[wide:-wide, wide:-wide]
+             for axis in (0, 1) for step in (-wide, wide)]
     return (layer > 0) & np.any([layer != other for other in moved], 0)
 
 
 def spectrogram(sounds: Tensor) -> Image.Image:
-    """Sound (T,S) -> log-mel picture, one column of pixels for each frame of 10 ms, low notes below."""
+    """Sound (T,S) -> log-mel picture, a column of pixels for each 10 ms, low notes below."""
     seconds = sounds.reshape(-1, RATE)
     mel = fbank(seconds).flatten(0, 1).T.flip(0).float().numpy()                    # (128, T·F)
     low, high = np.quantile(mel, (0.02, 0.995))
-    share = ((mel - low) / max(high - low, 1e-3)).clip(0, 1) * (len(HEAT) - 1)      # place in the table of colours
+    share = ((mel - low) / max(high - low, 1e-3)).clip(0, 1) * (len(HEAT) - 1)      # place in HEAT
     below = np.minimum(share.astype(int), len(HEAT) - 2)
     rest = (share - below)[..., None]
     return Image.fromarray((HEAT[below] * (1 - rest) + HEAT[below + 1] * rest).astype(np.uint8))
@@ -127,7 +138,7 @@ def side_by_side(images: list[Image.Image]) -> Image.Image | None:
 
 
 def paragraph(text: str, colour: Colour, size: int = 14) -> Image.Image:
-    """A paragraph, broken between words where the page ends (a word that is longer than a line, anywhere)."""
+    """A paragraph, broken between words where the page ends."""
     font, lines = font_of(size), [""]
     for word in text.replace("><", "> <").split():
         joined = f"{lines[-1]} {word}".strip()
@@ -158,7 +169,7 @@ def frames_in_a_row(sample: Sample) -> Image.Image:
 
 def target(title: str, frame: Tensor, drawing: Drawing, colour: Colour,
            classes: tuple[str, ...] = AVSBENCH_CLASSES) -> Image.Image | None:
-    """A frame (3,H,W), large, with masks or a class map and a box; None where there is none of them."""
+    """A frame (3,H,W), large, with masks or a class map and a box; None without any of them."""
     layer = drawing.masks if drawing.class_map is None else drawing.class_map
     if layer is None and drawing.box is None:
         return None
@@ -180,15 +191,17 @@ def legend(draw: ImageDraw.ImageDraw, numbers: Tensor, classes: tuple[str, ...])
     found = [number for number in torch.unique(numbers).tolist() if number > 0]
     for line, number in enumerate(reversed(found)):
         name = classes[number] if number < len(classes) else str(number)
-        draw.text((4, LARGE + 16 - 16 * (line + 1)), name, tuple(palette()[number].tolist()), font_of(13),
-                  stroke_width=2, stroke_fill=PAPER)
+        colour = tuple(palette()[number].tolist())
+        draw.text((4, LARGE + 16 - 16 * (line + 1)), name, colour, font_of(13), stroke_width=2,
+                  stroke_fill=PAPER)
 
 
 def sound(sample: Sample) -> Image.Image:
-    """The spectrogram over the width of the page, with a line between pieces and the second that each belongs to."""
+    """The spectrogram over the width of the page, a line before each piece, and its second."""
     width = WIDTH - 2 * MARGIN
     row = blank(SPECTRUM + 18)
-    row.paste(spectrogram(sample.sounds).resize((width, SPECTRUM), Image.Resampling.BILINEAR), (0, 0))
+    picture = spectrogram(sample.sounds)
+    row.paste(picture.resize((width, SPECTRUM), Image.Resampling.BILINEAR), (0, 0))
     draw = ImageDraw.Draw(row)
     for place, second in enumerate(sample.seconds):
         left = place * width // len(sample.seconds)

@@ -1,4 +1,4 @@
-"""AV-UIE on disk: annotations -> `Row`, validated and cheap. No media file is opened (samples.py does).
+"""AV-UIE on disk: annotations -> `Row`, validated. No media file is opened (samples.py does that).
 
 One folder per task with train.json and test.json, media beside them (the layout is in
 data/README.md); the miniature and the published set are read by the same lines. Unusual: an
@@ -52,7 +52,8 @@ class Row:
         task.check_answer(self.fields, text, self.classes, self.place)
 
 
-def tasks_in(root: str | Path, split: str, wanted: list[str] | None = None) -> tuple[list[str], list[str]]:
+def tasks_in(root: str | Path, split: str,
+             wanted: list[str] | None = None) -> tuple[list[str], list[str]]:
     """(tasks that DIR has for this split, tasks that it lacks), in the order of TASKS.
 
     DataError if it has none, or for an unknown name.
@@ -62,11 +63,13 @@ def tasks_in(root: str | Path, split: str, wanted: list[str] | None = None) -> t
         raise DataError(root, "data folder", "missing" if not root.exists() else "not a folder")
     for task in wanted or ():
         if task not in TASKS:
-            raise DataError(root, "task", f"unknown task '{task}': expected one of {', '.join(TASKS)}")
+            raise DataError(root, "task", f"unknown task '{task}': expected one of "
+                                          f"{', '.join(TASKS)}")
     names = [task for task in TASKS if wanted is None or task in wanted]
     there = [task for task in names if (root / task / f"{split}.json").is_file()]
     if not there:
-        raise DataError(root, "data folder", f"no {split}.json in any of the task folders {', '.join(names)}")
+        raise DataError(root, "data folder", f"no {split}.json in any of the task folders "
+                                             f"{', '.join(names)}")
     return there, [task for task in names if task not in there]
 
 
@@ -86,7 +89,8 @@ def read_annotations(root: str | Path, split: str, tasks: list[str] | None = Non
     return rows
 
 
-def read_task(root: Path, task: str, split: str, problems: list[DataError]) -> tuple[list[Row], int]:
+def read_task(root: Path, task: str, split: str,
+              problems: list[DataError]) -> tuple[list[Row], int]:
     """(the good rows of one task and split, how many samples the file holds).
 
     What is wrong goes to `problems`.
@@ -106,7 +110,8 @@ def read_task(root: Path, task: str, split: str, problems: list[DataError]) -> t
             TASKS[task].validate(entry, place)
             name = TASKS[task].identity_of(entry)
             if name in seen:
-                raise DataError(place, " + ".join(TASKS[task].identity), f"duplicate of sample {seen[name]}")
+                keys = " + ".join(TASKS[task].identity)
+                raise DataError(place, keys, f"duplicate of sample {seen[name]}")
             seen[name] = index
             files = files_of(root, task, entry, place)
             rows.append(Row(task, split, index, entry, root, classes, **files))
@@ -132,7 +137,8 @@ def read_list(path: Path, shown: Path) -> list:
     except OSError as error:
         raise DataError(shown, "file", f"cannot be opened: {error.strerror}") from error
     if not isinstance(entries, list):
-        raise DataError(shown, "file", f"expected a list of samples, found {type(entries).__name__}")
+        found = type(entries).__name__
+        raise DataError(shown, "file", f"expected a list of samples, found {found}")
     if not entries:
         raise DataError(shown, "file", "empty: no samples")
     return entries
@@ -146,7 +152,8 @@ def path_named(entry: dict, key: str, folder: Path, root: Path, place: str) -> P
     text = entry[key]
     parts = text.split("/")
     if text.startswith("/") or "\\" in text or "\0" in text or ":" in parts[0]:
-        raise DataError(place, key, f"absolute or foreign path '{text}': expected one relative to {folder.name}/")
+        raise DataError(place, key, f"absolute or foreign path '{text}': expected one relative to "
+                                    f"{folder.name}/")
     if ".." in parts:
         raise DataError(place, key, f"'..' in '{text}': an annotation stays inside its folder")
     return inside(folder / text, root, place, key)
@@ -193,5 +200,6 @@ def event_names(root: Path) -> list[str]:
         for split in SPLITS:
             if (root / task / f"{split}.json").is_file():
                 for row in read_annotations(root, split, [task], problems=[]):
-                    names |= {name.replace("_", " ") for name in TASKS[task].event_names(row.fields)}
+                    found = TASKS[task].event_names(row.fields)
+                    names |= {name.replace("_", " ") for name in found}
     return sorted(names)

@@ -19,7 +19,8 @@ from .rows import Row
 from .video import open_clip
 
 SECONDS = 10                # frames of a clip at most
-LONG_CLIP = 20.0            # seconds; a longer clip of a task with `long_clips` is seen every STRIDE seconds
+# Of a clip of more than LONG_CLIP seconds a task with `long_clips` sees every STRIDE-th second.
+LONG_CLIP = 20.0
 STRIDE = 6
 SHORTEST = 0.1              # seconds of a piece of sound that must be there; the rest is zeros
 
@@ -40,8 +41,8 @@ class Sample:
     seconds: list[int]              # which second of the clip each frame and piece of sound is of
     target: int = 0                 # place in `seconds` of the frame in question
     masks: Tensor | None = None     # (G,H,W) bool: one for each mask group of the answer
-    class_map: Tensor | None = None  # (H,W) int64: what the masks are cut from, in tasks with one for each class
-    visible: Tensor | None = None   # (H,W) int64 class map of all that is visible, where it is known
+    class_map: Tensor | None = None     # (H,W) int64: the masks of a task `by_class` are cut from it
+    visible: Tensor | None = None   # (H,W) int64 class map of all that is visible, where known
     box: Box | None = None
     classes: tuple[str, ...] = ()   # names of the numbers in class maps
 
@@ -62,7 +63,9 @@ def sounds_of(waveform: Tensor, seconds: list[int], length: float) -> Tensor:
 def media_files(row: Row) -> list[Path]:
     """Every file that `decode` reads for the frames and the sound (not the masks)."""
     if row.video is not None:
-        pictures = open_clip(row.video, "video_path", row.root).files if row.video.is_dir() else [row.video]
+        pictures = [row.video]
+        if row.video.is_dir():
+            pictures = open_clip(row.video, "video_path", row.root).files
     else:
         pictures = list(siblings(row).values())
     return pictures + ([row.audio] if row.audio else [])
@@ -78,21 +81,26 @@ def decode(row: Row, image_size: int) -> Sample:
             return decode_video(row, image_size)
         return decode_picture(row, image_size)
     except OSError as error:
-        raise DataError(row.video or row.image, "file", f"{error.filename}: {error.strerror}") from error
+        reason = f"{error.filename}: {error.strerror}"
+        raise DataError(row.video or row.image, "file", reason) from error
 
 
 def sample_of(row: Row, frames: Tensor, sounds: Tensor, seconds: list[int], target: int = 0,
               size: int | None = None) -> Sample:
     """A row's sample; size: side of its masks, which are read here (None: the row has none)."""
     masks, class_map, visible = read_masks(row, size)
-    return Sample(row.task, row.uid, str(row.audio or row.video), row.fields, frames, sounds, seconds,
-                  target, masks, class_map, visible, TASKS[row.task].box(row.fields), row.classes)
+    box = TASKS[row.task].box(row.fields)
+    return Sample(row.task, row.uid, str(row.audio or row.video), row.fields, frames, sounds,
+                  seconds, target, masks, class_map, visible, box, row.classes)
 
 
 def decode_video(row: Row, size: int) -> Sample:
     """The first ten seconds, one frame a second; of some long clips ten pieces over a minute."""
     clip = open_clip(row.video, "video_path", row.root)
-    waveform = clip.soundtrack() if row.audio is None else read_audio(row.audio, "audio_path")       # (S,)
+    if row.audio is None:
+        waveform = clip.soundtrack()                                      # (S,)
+    else:
+        waveform = read_audio(row.audio, "audio_path")                    # (S,)
 
     # The clip is as long as both its pictures and its sound.
     heard = len(waveform) / RATE
@@ -113,11 +121,12 @@ def check_length(row: Row, seconds: list[int]) -> None:
     """DataError if a clip that shows these seconds ends before an event of its label does."""
     end = TASKS[row.task].last_second(row.fields)
     if end > len(seconds):
-        raise DataError(row.video, "video_path", f"too short: {len(seconds)} s, but the label names second {end}")
+        raise DataError(row.video, "video_path", f"too short: {len(seconds)} s, but the label names "
+                                                 f"second {end}")
 
 
 def siblings(row: Row) -> dict[int, Path]:
-    """second -> picture of the clip, for tasks that see several frames; only those that are there."""
+    """second -> picture of the clip, for tasks that see several frames; only those that exist."""
     own = own_second(row)
     if TASKS[row.task].frames == 1:
         return {own: row.image}
@@ -148,13 +157,15 @@ def decode_picture(row: Row, size: int) -> Sample:
         starts = {0: max(0.0, (heard - 1) / 2)}
     else:
         if own + SHORTEST > heard:
-            raise DataError(row.audio, "audio_path", f"too short: {heard:.1f} s, the frame is of second {own}")
+            raise DataError(row.audio, "audio_path", f"too short: {heard:.1f} s, the frame is of "
+                                                     f"second {own}")
         files = {second: path for second, path in files.items() if second + SHORTEST <= heard}
         starts = {second: float(second) for second in files}
 
     seconds = sorted(files)
-    frames = torch.stack([read_image(files[second], size, "image_path") for second in seconds])   # (T,3,H,W)
-    sounds = pieces(waveform, [starts[second] for second in seconds])                             # (T,16000)
+    pictures = [read_image(files[second], size, "image_path") for second in seconds]
+    frames = torch.stack(pictures)                                                  # (T,3,H,W)
+    sounds = pieces(waveform, [starts[second] for second in seconds])               # (T,16000)
     return sample_of(row, frames, sounds, seconds, seconds.index(own), size)
 
 

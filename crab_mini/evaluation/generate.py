@@ -1,9 +1,9 @@
-"""A model answers samples: batches of similar length, greedy decoding, masks from the states at mask tokens.
+"""A model answers samples: batches of similar length, greedy decoding, a mask for each mask group.
 
-Shuffling gives each sample another clip's frames, sound or both, to see what a task really uses. The
-other clip belongs to a sample of the same task, so that the prompt still fits, and differs in what is
-asked for: an exchange of one dog's bark for another's would show nothing. (AVCap and Ref-AVS name
-events only in their texts: theirs is just the next clip.)
+Shuffling gives each sample another clip's frames, sound or both, to see what a task really uses.
+The other clip belongs to a sample of the same task, so that the prompt still fits, and differs in
+what is asked for: an exchange of one dog's bark for another's would show nothing. (AVCap and
+Ref-AVS name events only in their texts: theirs is just the next clip.)
 """
 
 import contextlib
@@ -28,7 +28,9 @@ SHUFFLES = ("audio", "video", "both")
 
 def autocast(device: torch.device, precision: str):
     """A context that computes in the run's precision."""
-    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else contextlib.nullcontext()
+    if precision == "bf16":
+        return torch.autocast(device.type, torch.bfloat16)
+    return contextlib.nullcontext()
 
 
 def partners(samples: list[Sample]) -> list[Sample]:
@@ -42,7 +44,8 @@ def partners(samples: list[Sample]) -> list[Sample]:
         following = [samples[(k + j) % len(samples)] for j in range(1, min(len(samples), NEXT))]
         others = [other for other in following if other.clip != sample.clip]
         if not others:
-            raise ValueError(f"shuffling {sample.task} needs two clips or more, found only {sample.clip}")
+            raise ValueError(f"shuffling {sample.task} needs two clips or more, found only "
+                             f"{sample.clip}")
         differ = TASKS[sample.task].differ
         found.append(next((o for o in others if differ(sample.fields, o.fields)), others[0]))
     return found
@@ -66,7 +69,8 @@ def by_length(samples: list[Sample], tokenizer: Tokenizer) -> list[int]:
 
 @torch.no_grad()
 def answer(crab: Crab, tokenizer: Tokenizer, data: Samples, task: str, device: torch.device,
-           precision: str = "fp32", shuffle: str | None = None, limit: int | None = None) -> list[Answer]:
+           precision: str = "fp32", shuffle: str | None = None,
+           limit: int | None = None) -> list[Answer]:
     """Answers to all samples of a task, in the samples' order.
 
     shuffle: None or one of SHUFFLES. limit: tokens of an answer at most (None: `limit_of`).
@@ -77,15 +81,18 @@ def answer(crab: Crab, tokenizer: Tokenizer, data: Samples, task: str, device: t
     order = by_length(samples, tokenizer)
     answers: dict[int, Answer] = {}
     crab.eval()
-    for start in tqdm(range(0, len(order), BATCH), desc=f"answer {task}", unit="batch", leave=False):
-        part = order[start:start + BATCH]
-        sequences = [data.sequence(samples[k], answer=False,
-                                   frames_of=others[k] if shuffle in ("video", "both") else None,
-                                   sounds_of=others[k] if shuffle in ("audio", "both") else None) for k in part]
+    starts = range(0, len(order), BATCH)
+    for start in tqdm(starts, desc=f"answer {task}", unit="batch", leave=False):
+        part, sequences = order[start:start + BATCH], []
+        for k in part:
+            frames_of = others[k] if shuffle in ("video", "both") else None
+            sounds_of = others[k] if shuffle in ("audio", "both") else None
+            sequences.append(data.sequence(samples[k], False, frames_of, sounds_of))
         batch = collate(sequences, tokenizer.pad, left=True).to(device)
 
         # The features that mask tokens refer to; None where the task has no masks.
-        features = [None if s.mask_features is None else s.mask_features.to(device) for s in sequences]
+        features = [None if s.mask_features is None else s.mask_features.to(device)
+                    for s in sequences]
         with autocast(device, precision):
             generated = crab.generate(batch, features, limit)
         for k, ids, masks in zip(part, generated.ids, generated.masks):

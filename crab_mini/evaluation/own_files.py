@@ -1,4 +1,4 @@
-"""The user's own clip: a recording and pictures from anywhere on the disk -> a sample to ask a model about.
+"""The user's own clip: a recording and pictures from anywhere on the disk -> a sample.
 
 Pictures are a folder with one a second, a video, a film strip (square frames, top to bottom), or a
 single picture that then stands for every second of the sound. Pictures and sound may also be tensors
@@ -95,19 +95,20 @@ def open_frames(path: Path | Tensor):
 
 
 def frame_size(clip, second: int) -> tuple[int, int] | None:
-    """(width, height) of the frame of a second; None for a video, whose masks stay in the model's square."""
+    """(width, height) of the frame of a second; None for a video: its masks stay square."""
     if isinstance(clip, FramesInMemory):
         return clip.pictures.shape[3], clip.pictures.shape[2]
     if isinstance(clip, FilmStrip):
         return clip.image.width, clip.image.width
     if isinstance(clip, (FrameFolder, Still)):
-        return picture_size(clip.files[second] if isinstance(clip, FrameFolder) else clip.path, "--frames")
+        path = clip.files[second] if isinstance(clip, FrameFolder) else clip.path
+        return picture_size(path, "--frames")
     return None
 
 
 def sample_of(request: Request, size: int,
               classes: tuple[str, ...] = ()) -> tuple[Sample, tuple[int, int] | None]:
-    """Decodes the files -> the sample, without any truth, and `frame_size` of the frame in question.
+    """Decodes the files -> the sample, without any truth, and `frame_size` of its target frame.
 
     size: side of the model's frames in pixels. classes: the names that the model knows classes by.
     DataError or ConfigError where that cannot be.
@@ -132,26 +133,28 @@ def sample_of(request: Request, size: int,
         if second >= len(seconds):
             raise ConfigError(f"--second {second}: expected 0 to {len(seconds) - 1}, " + (
                 "which frames and sound share" if task.frames == 1 else
-                f"found {clip.seconds:g} s of frames and {heard:.1f} s of sound ({request.task} sees the first "
-                f"{task.frames} at most)"))
+                f"found {clip.seconds:g} s of frames and {heard:.1f} s of sound ({request.task} "
+                f"sees the first {task.frames} at most)"))
         seconds = [second] if task.frames == 1 else seconds
 
     sounds = sounds_of(waveform, seconds, piece)                                    # (T,S)
-    sample = Sample(request.task, clip_name, clip_name, request.fields(), clip.frames(seconds, size), sounds,
-                    seconds, seconds.index(second), classes=classes)
+    sample = Sample(request.task, clip_name, clip_name, request.fields(),
+                    clip.frames(seconds, size), sounds, seconds, seconds.index(second),
+                    classes=classes)
     return sample, frame_size(clip, second)
 
 
 def encoded(sample: Sample, features: Features, tokenizer: Tokenizer) -> Samples:
-    """The encoded sample as the only one of its task; ConfigError for a prompt with the model's own marks in it."""
+    """The sample, encoded; ConfigError for a prompt with the model's own marks in it."""
     prompt = tokenizer.encode(TASKS[sample.task].prompt(sample.fields))
     for mark in (tokenizer.visual, tokenizer.audio, tokenizer.answer):
         if mark in prompt:
-            raise ConfigError(f"--question, --expression: expected no '{tokenizer.names[mark]}', the model's own mark")
+            raise ConfigError("--question, --expression: expected no "
+                              f"'{tokenizer.names[mark]}', the model's own mark")
     frames = features.add_frames(sample.frames)                                     # (T,)
     sounds = features.add_sounds(fbank(sample.sounds.reshape(-1, RATE)).half())     # (T·n,)
 
-    # A task with masks needs the features of the frame in question: masks that nobody knows ask for them.
+    # Samples.sequence gives the target frame's features to samples with masks: these are empty.
     size = sample.frames.shape[-1]
     masks = torch.zeros(1, size, size, dtype=torch.bool) if TASKS[sample.task].masks else None
     samples = Samples(features, tokenizer)

@@ -15,7 +15,7 @@ from ..tasks.score import Answer
 
 
 def picture_of(sample: Sample, answer: Answer, truth: str = "") -> Image.Image:
-    """A decoded sample with its prompt, what is true (text and masks) and what the model answered."""
+    """A decoded sample with its prompt, what is true and what the model answered."""
     task = TASKS[sample.task]
     return panel(sample, task.prompt(sample.fields), truth, task.picture(answer))
 
@@ -36,7 +36,8 @@ def masks_of(answer: Answer, size: tuple[int, int] | None) -> dict[str, Image.Im
     named, task, classes = {}, answer.sample.task, answer.sample.classes
     for number, (words, logits) in enumerate(zip(answer.parsed or [], answer.masks)):
         if size is not None:
-            logits = F.interpolate(logits[None, None], size[::-1], mode="bilinear", align_corners=False)[0, 0]
+            logits = F.interpolate(logits[None, None], size[::-1], mode="bilinear",
+                                   align_corners=False)[0, 0]                           # (H,W)
         suffix = f"_{number}" if number else ""
         if TASKS[task].by_class:
             meant = class_meant(words, classes)

@@ -15,7 +15,7 @@ def number_text(value: float | None) -> str:
 
 
 def markdown(rows: list[list]) -> str:
-    """Rows of cells, the first one the heads, as a Markdown table whose columns also line up as plain text."""
+    """Rows of cells, the heads first, as a Markdown table whose columns line up as plain text."""
     cells = [[str(cell) for cell in row] for row in rows]
     wide = [max(map(len, column)) for column in zip(*cells)]
     lines = ["| " + " | ".join(cell.ljust(w) for cell, w in zip(row, wide)) + " |" for row in cells]
@@ -30,45 +30,57 @@ def yardsticks(results: dict[str, dict]) -> str:
     """What the columns `chance` and `baseline` hold, a line a task."""
     lines = []
     for task, result in results.items():
-        said = {}
+        named = {}
         for score in result["scores"]:
             for kind in ("chance", "baseline"):
                 if getattr(score, kind) is not None:
-                    said.setdefault((kind, getattr(score, kind + "_name")), score.name)
-        lines.append(f"{task}: " + "; ".join(f"{kind} ({at}): {name}" for (kind, name), at in said.items()))
+                    named.setdefault((kind, getattr(score, kind + "_name")), score.name)
+        words = [f"{kind} ({score}): {name}" for (kind, name), score in named.items()]
+        lines.append(f"{task}: " + "; ".join(words))
     return "\n".join(lines)
 
 
 def table(results: dict[str, dict]) -> str:
     """The results, a line a score, and below them what the yardsticks are."""
     rows = [["task", "score", "value", "95 % interval", "chance", "baseline", "n", "unparsed"]]
-    rows += [[task, score_text(s), number_text(s.value), f"{s.interval[0]:.3f}-{s.interval[1]:.3f}", number_text(s.chance),
-              number_text(s.baseline), s.n, result["unparsed"]] for task, result in results.items() for s in result["scores"]]
+    for task, result in results.items():
+        for s in result["scores"]:
+            interval = f"{s.interval[0]:.3f}-{s.interval[1]:.3f}"
+            rows.append([task, score_text(s), number_text(s.value), interval, number_text(s.chance),
+                         number_text(s.baseline), s.n, result["unparsed"]])
     return f"{markdown(rows)}\n\n{yardsticks(results)}"
 
 
 def comparison(results: dict[str, dict], shuffled: dict[str, dict]) -> str:
     """The results beside those with another clip's sound, pictures or both, and the yardsticks.
 
-    shuffled: {"audio": results, ...}. With `both` among them a last line names what is still better than chance.
+    shuffled: {"audio": results, ...}. With `both` among them a last line names what is still better
+    than chance.
     """
-    rows = [["task", "score", "as it is", *(SHUFFLED[how] for how in shuffled), "chance", "baseline", "n"]]
+    heads = [SHUFFLED[how] for how in shuffled]
+    rows = [["task", "score", "as it is", *heads, "chance", "baseline", "n"]]
     for task, result in results.items():
         for k, s in enumerate(result["scores"]):
             others = [number_text(found[task]["scores"][k].value) for found in shuffled.values()]
-            rows.append([task, score_text(s), number_text(s.value), *others, number_text(s.chance), number_text(s.baseline), s.n])
+            rows.append([task, score_text(s), number_text(s.value), *others,
+                         number_text(s.chance), number_text(s.baseline), s.n])
     text = f"{markdown(rows)}\n\n{yardsticks(results)}"
     if "both" in shuffled:
         known = [f"{task} {s.name} {s.value:.3f}" for task, result in shuffled["both"].items()
                  for s in result["scores"] if knows(s)]
-        text += "\n\nboth shuffled: " + ("better than chance and baseline: " + ", ".join(known) if known else
-                                         "no score is better than chance or its baseline")
+        text += "\n\nboth shuffled: "
+        if known:
+            text += "better than chance and baseline: " + ", ".join(known)
+        else:
+            text += "no score is better than chance or its baseline"
     return text
 
 
 def knows(score: Score) -> bool:
-    """Whether a score lies above both of its yardsticks, with its whole interval. (An empty mask needs no knowledge:
-    scores that are better when lower never do.)"""
+    """Whether a score lies above both of its yardsticks, with its whole interval.
+
+    Never for scores that are better when lower: an empty mask needs no knowledge.
+    """
     known = [value for value in (score.chance, score.baseline) if value is not None]
     return not score.lower and bool(known) and score.interval[0] > max(known)
 
@@ -97,14 +109,14 @@ def as_json(results: dict[str, dict], shuffled: dict[str, dict] | None = None, *
 
 
 def lines(answers: list[Answer], result: dict, shuffle: str | None = None) -> list[str]:
-    """One JSON line for each answer of a task: what was asked, answered, read and true, and its scores."""
+    """One JSON line for each answer of a task: what was asked, answered, read, true and scored."""
     out = []
     for k, answer in enumerate(answers):
         sample = answer.sample
         task = TASKS[sample.task]
         scores = {s.name: float(s.each[k]) for s in result["scores"] if len(s.each)}
-        content = dict(task=sample.task, uid=sample.uid, shuffle=shuffle, prompt=task.prompt(sample.fields),
-                       answer=answer.text, parsed=answer.parsed, truth=task.truth(sample.fields),
-                       scores=scores)
+        content = dict(task=sample.task, uid=sample.uid, shuffle=shuffle,
+                       prompt=task.prompt(sample.fields), answer=answer.text, parsed=answer.parsed,
+                       truth=task.truth(sample.fields), scores=scores)
         out.append(json.dumps(plain(content), ensure_ascii=False))
     return out

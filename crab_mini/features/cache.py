@@ -1,11 +1,11 @@
-"""The frozen encoders run once: features of every frame and every second of sound, in half precision.
+"""The frozen encoders run once: features of each frame and each second of sound, in half precision.
 
 A folder holds two stores (`frames`, `sounds`) and a list of clips. A store is one growing float16
-array, mapped into memory, and the hash of the content behind each of its rows: a picture that serves
-five tasks is encoded once. The list of clips says which rows a clip's seconds are, by the hash of its
-files' bytes, so that the next run does not even decode them. Unusual: the encoders' weights are part
-of the folder's name, so features of other weights or changed files cannot be picked up. Rows are
-written before they are listed: a killed run goes on where it stopped.
+array, mapped into memory, and the hash of the content behind each of its rows: a picture that
+serves five tasks is encoded once. The list of clips says which rows a clip's seconds are, by the
+hash of its files' bytes: the next run does not even decode them. Unusual: the encoders' weights are
+part of the folder's name, so features of other weights or changed files cannot be picked up. Rows
+are written before they are listed: a killed run goes on where it stopped.
 
 N rows of a store, T seconds, F log-mel frames.
 """
@@ -41,7 +41,8 @@ try:
 except ImportError:     # Windows, where training runs in one process
     fcntl = None
 
-FORMAT = 1              # of the files below, and of what `decode` makes of a clip: raise it when either changes
+# Of the files below and of what `decode` makes of a clip: raise it when either changes.
+FORMAT = 1
 TOGETHER = 16           # clips decoded before their frames are encoded
 DECODERS = 2            # threads that decode them: reading and unpacking files releases the GIL
 
@@ -54,19 +55,20 @@ class FeatureCache:
     """
 
     def __init__(self, folder: str | Path, key: str, encode_frames, encode_sounds, image_size: int):
-        """folder: given by the user. key: hash of the encoders. image_size: side of the frames in pixels."""
+        """folder: given by the user. key: hash of the encoders. image_size: side in pixels."""
         self.folder, self.image_size = Path(folder) / key[:16], image_size
         self.encode_frames, self.encode_sounds = encode_frames, encode_sounds
         try:
             self.frames, self.sounds = Store(self.folder / "frames"), Store(self.folder / "sounds")
         except OSError as error:
-            raise DataError(folder, "feature cache", f"cannot be written: {error.strerror}") from error
+            reason = f"cannot be written: {error.strerror}"
+            raise DataError(folder, "feature cache", reason) from error
         self.clips: dict[str, dict] = {}
         self.hashes: dict[str, list] = {}
 
     @contextmanager
     def alone(self):
-        """One process writes at a time; the next one finds its work done (data-parallel training)."""
+        """One process writes at a time; the next finds its work done (data-parallel training)."""
         with open(self.folder / "lock", "w") as lock:
             if fcntl is not None:
                 fcntl.flock(lock, fcntl.LOCK_EX)
@@ -76,7 +78,8 @@ class FeatureCache:
             self.clips = {line["clip"]: line for line in read_lines(self.folder / "clips.jsonl")
                           if max(line["frames"], default=0) < len(self.frames.place)
                           and max(sum(line["sounds"], []), default=0) < len(self.sounds.place)}
-            self.hashes = {line["file"]: line["is"] for line in read_lines(self.folder / "files.jsonl")}
+            files = read_lines(self.folder / "files.jsonl")
+            self.hashes = {line["file"]: line["is"] for line in files}
             yield
 
     def prepare(self, rows: list[Row], problems: list[DataError] | None = None,
@@ -86,7 +89,8 @@ class FeatureCache:
         problems: receives what cannot be used, which is left out; without it the first is raised.
         """
         samples = []
-        with self.alone(), tqdm(total=len(rows), desc="features", unit="row", disable=not progress) as bar:
+        bar = tqdm(total=len(rows), desc="features", unit="row", disable=not progress)
+        with self.alone(), bar:
             for start in range(0, len(rows), TOGETHER):
                 part = rows[start:start + TOGETHER]
                 samples += self.prepare_part(part, problems)
@@ -96,7 +100,7 @@ class FeatureCache:
     def prepare_part(self, rows: list[Row], problems: list[DataError] | None) -> list[Sample]:
         """`prepare` for the few rows whose decoded clips fit into memory together."""
         good = []                               # (clip's key, sample without media)
-        new: dict[str, Sample] = {}             # clips that the cache has not: key -> decoded sample
+        new: dict[str, Sample] = {}             # decoded samples of clips that the cache has not
         with ThreadPoolExecutor(DECODERS) as pool:
             keys, ahead = self.decode_ahead(rows, pool)
             for row, key in zip(rows, keys):
@@ -110,8 +114,9 @@ class FeatureCache:
                     if key in new:
                         good.append((key, self.known(row, new[key].seconds, new[key].target)))
                         continue
-                    # The first row of a clip may be broken (its mask, say): then this one is decoded here.
-                    new[key] = ahead.pop(key).result() if key in ahead else decode(row, self.image_size)
+                    # Where the first row of a clip is broken (its mask, say), this one is decoded.
+                    decoding = ahead.pop(key, None)
+                    new[key] = decoding.result() if decoding else decode(row, self.image_size)
                     good.append((key, without_media(new[key])))
                 except DataError as error:
                     if problems is None:
@@ -119,11 +124,16 @@ class FeatureCache:
                     problems.append(error)
         if new:
             self.encode(new)
-        return [replace(sample, frames=torch.tensor(self.clips[key]["frames"]),             # (T,)
-                        sounds=torch.tensor(self.clips[key]["sounds"])) for key, sample in good]    # (T,n)
+        samples = []
+        for key, sample in good:
+            clip = self.clips[key]
+            samples.append(replace(sample, frames=torch.tensor(clip["frames"]),         # (T,)
+                                   sounds=torch.tensor(clip["sounds"])))                # (T,n)
+        return samples
 
-    def decode_ahead(self, rows: list[Row], pool: ThreadPoolExecutor) -> tuple[list, dict[str, Future]]:
-        """-> each row's clip key, or the DataError of its files; and the first row of every new clip, being decoded."""
+    def decode_ahead(self, rows: list[Row],
+                     pool: ThreadPoolExecutor) -> tuple[list, dict[str, Future]]:
+        """-> each row's clip key, or the DataError of its files; the decoding of each new clip."""
         keys, ahead = [], {}
         for row in rows:
             try:
@@ -141,21 +151,23 @@ class FeatureCache:
         return sample_of(row, torch.empty(0), torch.empty(0), seconds, target, self.image_size)
 
     def encode(self, new: dict[str, Sample]) -> None:
-        """Adds the clips' frames and seconds to the stores, all at once, and then lists the clips."""
+        """Adds the clips' frames and seconds to the stores at once, and then lists the clips."""
         samples = list(new.values())
         counts = [len(sample.seconds) for sample in samples]
-        frames = self.frames.add(torch.cat([sample.frames for sample in samples]), self.encode_frames)  # (sum T,)
+        pictures = torch.cat([sample.frames for sample in samples])             # (sum T,3,H,W)
+        frames = self.frames.add(pictures, self.encode_frames)                  # (sum T,)
 
         # Each piece of sound is cut into its whole seconds.
         per_piece = [sample.sounds.shape[1] // RATE for sample in samples]
-        seconds = torch.cat([sample.sounds.reshape(-1, RATE) for sample in samples])                    # (sum n,S)
-        sounds = self.sounds.add(fbank(seconds).half(), self.encode_sounds)                             # (sum n,)
+        seconds = torch.cat([sample.sounds.reshape(-1, RATE) for sample in samples])    # (N,S)
+        sounds = self.sounds.add(fbank(seconds).half(), self.encode_sounds)             # (N,)
 
         lines = []
         sounds = sounds.split([count * n for count, n in zip(counts, per_piece)])
-        for key, sample, seen, heard, n in zip(new, samples, frames.split(counts), sounds, per_piece):
+        frames = frames.split(counts)
+        for key, sample, visual, audio, n in zip(new, samples, frames, sounds, per_piece):
             lines.append({"clip": key, "seconds": sample.seconds, "target": sample.target,
-                          "frames": seen.tolist(), "sounds": heard.view(-1, n).tolist()})
+                          "frames": visual.tolist(), "sounds": audio.view(-1, n).tolist()})
         append_lines(self.folder / "clips.jsonl", lines)
         self.clips |= {line["clip"]: line for line in lines}
 
@@ -170,7 +182,7 @@ class FeatureCache:
         return digest(json.dumps([FORMAT, self.image_size, facts, files]).encode()).hex()
 
     def file_hash(self, path: Path) -> str:
-        """Hash of a file's bytes, remembered as long as its size, times and inode stay what they are."""
+        """Hash of a file's bytes, remembered while its size, times and inode stay the same."""
         try:
             stat = path.stat()
             state = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
@@ -186,7 +198,8 @@ class FeatureCache:
                 self.hashes[str(path)] = known
                 append_lines(self.folder / "files.jsonl", [{"file": str(path), "is": known}])
         except OSError as error:
-            raise DataError(path, "file", "missing" if not path.exists() else str(error.strerror)) from error
+            reason = str(error.strerror) if path.exists() else "missing"
+            raise DataError(path, "file", reason) from error
         return known[0]
 
     def bytes_used(self) -> int:

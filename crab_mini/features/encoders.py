@@ -1,8 +1,8 @@
-"""Frozen encoders run once: the features of every frame and every second of sound, found again by their content.
+"""The model's frozen encoders behind the cache of features (cache.py).
 
-The mechanism is in cache.py; here the model is put behind it. With a folder (--cache-features) features outlive
-the run; without one they lie in a temporary folder until it ends. Nothing is encoded, and no weight hashed, before the
-first picture or sound is asked for: by then the encoders must have learned all they will.
+With a folder (--cache-features) features outlive the run; without one they lie in a temporary
+folder until it ends. Nothing is encoded, and no weight is hashed, before the first frame or sound
+is asked for: by then the encoders must be trained.
 """
 
 import tempfile
@@ -20,17 +20,19 @@ from .store import Store
 
 
 class Features:
-    """Both modalities' stores. precision: "fp32" or "bf16" of the encoders' arithmetic. DataError for a folder that
-    cannot be."""
+    """The stores of both modalities. DataError for a folder that cannot be made."""
 
-    def __init__(self, crab: Crab, device: torch.device, precision: str = "fp32", folder: Path | None = None):
+    def __init__(self, crab: Crab, device: torch.device, precision: str = "fp32",
+                 folder: Path | None = None):
+        """precision: "fp32" or "bf16", of the encoders' arithmetic."""
         self.crab, self.device, self.precision = crab, device, precision
         self.temporary = None if folder else tempfile.TemporaryDirectory(prefix="crab_features_")
         self.folder = folder or Path(self.temporary.name)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise DataError(self.folder, "feature cache", f"cannot be written: {error.strerror}") from error
+            reason = f"cannot be written: {error.strerror}"
+            raise DataError(self.folder, "feature cache", reason) from error
 
     @cached_property
     def cache(self) -> FeatureCache:
@@ -38,7 +40,8 @@ class Features:
         crab, vision = self.crab, self.crab.cfg.vision
         state = {f"{part}.{name}": value for part in ("vision", "audio")
                  for name, value in getattr(crab, part).state_dict().items()}
-        key = weights_key(state, FORMAT, vision.image, vision.kept, self.precision, self.device.type)
+        key = weights_key(state, FORMAT, vision.image, vision.kept, self.precision,
+                          self.device.type)
         return FeatureCache(self.folder, key, self.encode_frames, self.encode_sounds, vision.image)
 
     def encode_frames(self, frames: Tensor) -> Tensor:

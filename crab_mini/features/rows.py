@@ -1,9 +1,9 @@
-"""Instruction tuning and evaluation: rows of any data set in the AV-UIE layout -> `Sequence`s with features.
+"""Instruction tuning and evaluation: rows of a data set in the AV-UIE layout -> `Sequence`s.
 
-Every row's media are decoded at most once; what stays in memory is its text, its masks and the places
+A row's media are decoded at most once; what stays in memory is its text, its masks and the places
 of its features. A broken file, or an annotation that does not fit the model, is one line before the
-first step or, with a list for problems, left out. `usable` opens everything without a model, so that
-nobody waits half an hour for that line.
+first step or, with a list for problems, left out. `usable` opens everything without a model, so
+that nobody waits half an hour for that line.
 """
 
 from pathlib import Path
@@ -24,7 +24,7 @@ LISTED = 20                      # bad samples that are named one by one
 
 
 def check_text(row: Row, tokenizer: Tokenizer, reasoning: bool) -> None:
-    """DataError where prompt and answer do not hold the marks that a row's masks and media stand for."""
+    """DataError where a row's prompt or answer holds marks that are not those of its masks."""
     task = TASKS[row.task]
     prompt = tokenizer.encode(task.prompt(row.fields))
     answer = tokenizer.encode(task.answer(row.fields, reasoning))
@@ -37,7 +37,7 @@ def check_text(row: Row, tokenizer: Tokenizer, reasoning: bool) -> None:
 
 def annotations(root: Path, split: str, tasks: list[str], tokenizer: Tokenizer, reasoning: bool,
                 problems: list[DataError] | None) -> list[Row]:
-    """The rows of a split whose annotations are in order; problems: see `Split`. No media file is opened."""
+    """The rows of a split whose annotations are in order; problems: see `Split`. Opens no media."""
     good = []
     for row in read_annotations(root, split, tasks, problems):
         try:
@@ -50,9 +50,9 @@ def annotations(root: Path, split: str, tasks: list[str], tokenizer: Tokenizer, 
     return good
 
 
-def usable(root: Path, splits: tuple[str, ...], tasks: list[str], tokenizer: Tokenizer, reasoning: bool,
-           problems: list[DataError] | None) -> None:
-    """Opens everything that `Split` will open of these splits, where they are there; problems: see `Split`."""
+def usable(root: Path, splits: tuple[str, ...], tasks: list[str], tokenizer: Tokenizer,
+           reasoning: bool, problems: list[DataError] | None) -> None:
+    """Opens all that `Split` will open of these splits, where they exist; problems: see `Split`."""
     rows = []
     for split in splits:
         if any((root / task / f"{split}.json").is_file() for task in tasks):
@@ -96,21 +96,22 @@ class Samples:
         """
         # Places in the stores; a clip that is shorter than this one is repeated.
         at = torch.arange(len(sample.seconds))
-        frames, sounds = (frames_of or sample).frames, (sounds_of or sample).sounds        # (T',), (T',n)
-        frames, sounds = frames[at % len(frames)], sounds[at % len(sounds)]                 # (T,), (T,n)
+        frames, sounds = (frames_of or sample).frames, (sounds_of or sample).sounds
+        frames, sounds = frames[at % len(frames)], sounds[at % len(sounds)]        # (T,), (T,n)
 
-        # The text, with a placeholder for each embedding; each second of sound has queries of its own.
+        # The text, with a placeholder for each embedding. Each second of sound has its own queries.
         task = TASKS[sample.task]
         text = task.answer(sample.fields, self.reasoning) if answer else None
+        audio_queries = sounds.shape[1] * self.cfg.audio_qformer.queries
         ids, loss_mask = self.tokenizer.render(
-            sample.seconds, self.cfg.visual_qformer.queries, sounds.shape[1] * self.cfg.audio_qformer.queries,
+            sample.seconds, self.cfg.visual_qformer.queries, audio_queries,
             task.prompt(sample.fields), text)
 
         # The features behind the placeholders, and those of the frame that is to be segmented.
         visual, audio = self.features.frames.array(), self.features.sounds.array()
         mask_features = None
         if sample.masks is not None:
-            mask_features = visual[frames[sample.target]][self.mask_layers]                 # (scales,P,Dv)
+            mask_features = visual[frames[sample.target]][self.mask_layers]     # (scales,P,Dv)
         return Sequence(sample.task, sample.uid, ids, loss_mask, visual[frames][:, self.llm_layer],
                         audio[sounds.flatten()], mask_features, sample.masks)
 
@@ -118,12 +119,13 @@ class Samples:
 class Split(Samples):
     """All samples of a split of a data folder; `split(rng, count)` draws sequences.
 
-    limit: samples a task at most. problems: a list that receives what is wrong with rows that are left
-    out; without it the first raises its DataError. A split without a usable row always does.
+    limit: samples a task at most. problems: a list that receives what is wrong with rows that are
+    left out; without it the first raises its DataError. A split without a usable row always does.
     """
 
-    def __init__(self, root: Path, split: str, tasks: list[str], features: Features, tokenizer: Tokenizer,
-                 limit: int | None = None, problems: list[DataError] | None = None):
+    def __init__(self, root: Path, split: str, tasks: list[str], features: Features,
+                 tokenizer: Tokenizer, limit: int | None = None,
+                 problems: list[DataError] | None = None):
         super().__init__(features, tokenizer)
         self.by_task = {task: [] for task in tasks}
         rows: dict[str, list[Row]] = {task: [] for task in tasks}
@@ -140,12 +142,13 @@ class Split(Samples):
         sequences = []
         for task in rng.choice(names, count):
             places = self.by_task[task]
-            sequences.append(self.sequence(self.samples[places[int(rng.integers(len(places)))]]))
+            place = places[int(rng.integers(len(places)))]
+            sequences.append(self.sequence(self.samples[place]))
         return sequences
 
 
 def left_out(head: str, problems: list[DataError]) -> str:
-    """A line and, below it, the first LISTED of the bad samples; each different reason stands once."""
+    """A line and, below it, the first LISTED different reasons of bad samples."""
     lines = list(dict.fromkeys(map(str, problems)))
     more = [f"and {len(lines) - LISTED} more"] if len(lines) > LISTED else []
     return "\n  ".join([head, *lines[:LISTED], *more])

@@ -1,6 +1,7 @@
 """A growing array on disk whose rows are found by the content that they were made of.
 
-    rows.f16      the rows, float16, one behind the other      keys     a hash of 16 bytes for each row
+    rows.f16      the rows, float16, one behind the other
+    keys          a hash of 16 bytes for each row
     shape.json    the shape of a row
 
 Rows are written before their keys: after a run that was killed the longer file is cut to the other.
@@ -30,7 +31,7 @@ def digest(*parts: bytes) -> bytes:
 
 
 class Store:
-    """Content hash -> row of a float16 array (N, ...) on disk. Files: rows.f16, keys (16 bytes a row), shape.json."""
+    """Content hash -> row of a float16 array (N, ...) on disk."""
 
     def __init__(self, folder: Path):
         folder.mkdir(parents=True, exist_ok=True)
@@ -38,15 +39,17 @@ class Store:
         self.place: dict[bytes, int] = {}
 
     def reload(self) -> None:
-        """Reads what is on disk; rows that a killed run wrote but did not list are cut away. Needs the lock."""
+        """Reads what is on disk; rows without a key are cut away. The caller holds the lock."""
         if not (self.folder / "shape.json").exists():
             return
         try:
             self.shape = tuple(json.loads((self.folder / "shape.json").read_text()))
             keys = (self.folder / "keys").read_bytes()
-            count = min(len(keys) // DIGEST, (self.folder / "rows.f16").stat().st_size // self.row_bytes())
+            size = (self.folder / "rows.f16").stat().st_size
+            count = min(len(keys) // DIGEST, size // self.row_bytes())
         except (OSError, ValueError, TypeError) as error:
-            raise DataError(self.folder, "feature cache", f"damaged, delete this folder: {error}") from error
+            reason = f"damaged, delete this folder: {error}"
+            raise DataError(self.folder, "feature cache", reason) from error
         for name, size in (("keys", DIGEST), ("rows.f16", self.row_bytes())):
             with open(self.folder / name, "r+b") as file:
                 file.truncate(count * size)
@@ -62,10 +65,14 @@ class Store:
 
         encode: (n, ...) -> (n, ...) features of any float type.
         """
-        keys = [digest(str(tuple(piece.shape)).encode(), piece.contiguous().numpy().tobytes()) for piece in pieces]
+        keys = []
+        for piece in pieces:
+            content = piece.contiguous().numpy().tobytes()
+            keys.append(digest(str(tuple(piece.shape)).encode(), content))
         new = {key: i for i, key in enumerate(keys) if key not in self.place}
         starts = range(0, len(new), CHUNK)
-        for start in tqdm(starts, desc=self.folder.name, unit="chunk", leave=False, disable=len(starts) < 8):
+        few = len(starts) < 8
+        for start in tqdm(starts, desc=self.folder.name, unit="chunk", leave=False, disable=few):
             part = dict(list(new.items())[start:start + CHUNK])
             self.append(list(part), encode(pieces[list(part.values())]))
         return torch.tensor([self.place[key] for key in keys])
@@ -74,7 +81,8 @@ class Store:
         """Writes rows (n, ...) behind the others, then their keys."""
         rows = features.detach().to("cpu", torch.float16).contiguous()              # (n, ...)
         if not torch.isfinite(rows).all():
-            raise ValueError("an encoder's features are not finite in half precision: they cannot be cached")
+            raise ValueError("an encoder's features are not finite in half precision: they cannot "
+                             "be cached")
         try:
             if self.shape is None:
                 self.shape = tuple(rows.shape[1:])
@@ -83,15 +91,17 @@ class Store:
                 with open(self.folder / name, "ab") as file:
                     file.write(data)
         except OSError as error:
-            raise DataError(self.folder, "feature cache", f"cannot be written: {error.strerror}") from error
+            reason = f"cannot be written: {error.strerror}"
+            raise DataError(self.folder, "feature cache", reason) from error
         self.place |= {key: len(self.place) + i for i, key in enumerate(keys)}
         self.mapped = None
 
     def array(self) -> Tensor:
-        """All rows, (N, ...) float16, mapped into memory: pages are read when they are used, and never written."""
+        """All rows, (N, ...) float16, mapped into memory: a page is read when it is used."""
         if self.mapped is None:
             count = len(self.place)
-            flat = torch.from_file(str(self.folder / "rows.f16"), shared=False, size=count * self.row_bytes() // 2,
+            numbers = count * self.row_bytes() // 2
+            flat = torch.from_file(str(self.folder / "rows.f16"), shared=False, size=numbers,
                                    dtype=torch.float16)
             self.mapped = flat.view(count, *self.shape)
         return self.mapped

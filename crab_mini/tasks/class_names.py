@@ -21,8 +21,7 @@ def words_of(name: str) -> list[str]:
 def class_meant(text: str, classes: tuple[str, ...]) -> int | None:
     """The number of the class whose words end the text; None if there is none.
 
-    The longest name wins.
-    Class 0, the background, is never meant.
+    The longest name wins. Class 0, the background, is never meant.
     """
     words, fits = words_of(text), []
     for number, name in enumerate(classes):
