@@ -8,12 +8,18 @@ nearest valid name.
 import dataclasses
 import difflib
 import typing
+import zlib
 from dataclasses import dataclass, replace
 
 REASONING = ("on", "off")   # off: answers are the bare tags
 MEL_BINS = 128              # of a log-mel frame, the published BEATs' number
 MASK_SCALES = 2             # layers of the ViT that the mask decoders read: VisionConfig.mask_layers
 MASK_TOKENS = 3             # <mask_i> tokens that the LLM writes for each of them
+
+
+def seed_of(*names) -> int:
+    """A seed from numbers and names, such as seed_of(cfg.seed, "align"): 32 bits."""
+    return zlib.crc32("/".join(map(str, names)).encode())
 
 
 class ConfigError(ValueError):

@@ -85,3 +85,8 @@ def test_a_change_of_the_model_or_the_reasoning_changes_a_fact(crab):
                          (dict(lora=dataclasses.replace(crab.cfg.lora, heads=1)), "lora")):
         after = of(dataclasses.replace(crab.cfg, **change))
         assert {key for key in before if before[key] != after[key]} == {name}
+
+
+def test_every_stage_draws_with_a_seed_of_its_own(crab, stages):
+    seeds = [stage.batches().seed for stage in stages]
+    assert len(set(seeds)) == len(seeds) and crab.cfg.seed not in seeds

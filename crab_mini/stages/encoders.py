@@ -17,6 +17,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..config import seed_of
 from ..model.crab import Crab
 from .acoustic_labels import AcousticTokenizer, draw_hidden, masked_prediction_loss
 from .clips import TrainingClips
@@ -39,7 +40,7 @@ class SecondBatches:
     def whole(self, step: int) -> tuple[Tensor, Tensor]:
         """The clip and the second (batch,) of each row of the whole batch, over all processes."""
         clips = self.source.clips
-        rng = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
+        rng = torch.Generator().manual_seed(seed_of(self.seed, "seconds", step))
         clip = torch.randint(len(clips), (self.batch,), generator=rng)
         return clip, torch.randint(clips.frames.shape[1], (self.batch,), generator=rng)
 
@@ -91,7 +92,7 @@ class SoundBatches(SecondBatches):
         patches = (mels.shape[2] // self.patch) * (mels.shape[3] // self.patch)
         hidden = torch.zeros(self.batch, patches, dtype=torch.bool)
         if step < self.masked_steps:
-            rng = torch.Generator().manual_seed((1 << 40) + self.seed * 1_000_003 + step)
+            rng = torch.Generator().manual_seed(seed_of(self.seed, "hidden", step))
             hidden = draw_hidden(self.batch, patches, rng)
         return mels[at].float(), heard[at], loudest[at], hidden[self.mine]
 

@@ -22,6 +22,7 @@ from pathlib import Path
 
 from torch import nn
 
+from ..config import seed_of
 from ..model.crab import Crab
 from ..tokenizer import Tokenizer
 from ..world.scene import WORLD
@@ -64,8 +65,9 @@ def recipe(crab: Crab, script: ScriptEmbeddings, tokenizer: Tokenizer, clips: Tr
     cfg, categories = crab.cfg, script.categories
     share = rank, world_size
 
-    def sequences(sampler, stage: str, seed: int) -> SequenceBatches:
-        return SequenceBatches(sampler, tokenizer, getattr(cfg, stage).batch, seed, *share)
+    def sequences(sampler, stage: str) -> SequenceBatches:
+        batch, seed = getattr(cfg, stage).batch, seed_of(cfg.seed, stage)
+        return SequenceBatches(sampler, tokenizer, batch, seed, *share)
 
     # What every stage depends on; then, what the sequences that the LLM reads depend on.
     base = ("world", "model", "weights")
@@ -77,29 +79,31 @@ def recipe(crab: Crab, script: ScriptEmbeddings, tokenizer: Tokenizer, clips: Tr
         Stage("text", (*base, *language),
               module=lambda: TextStage(crab, script),
               batches=lambda: sequences(
-                  ScriptSampler(cfg, tokenizer, categories), "text", cfg.seed)),
+                  ScriptSampler(cfg, tokenizer, categories), "text")),
 
         # The ViT learns which category fills how much of each patch, and which pixels belong to
         # things, from single frames of the clips and their class maps.
         # Learns: the ViT, and heads that are thrown away. Frozen: the rest.
         Stage("see", (*base, "clips"),
               module=lambda: SeeStage(crab, len(categories)),
-              batches=lambda: FrameBatches(clips, cfg.see.batch, cfg.seed, *share)),
+              batches=lambda: FrameBatches(clips, cfg.see.batch, seed_of(cfg.seed, "see"), *share)),
 
         # BEATs learns acoustic labels of hidden patches, then which categories sound in a second
         # and which is the loudest, from single seconds of the clips' sound.
         # Learns: BEATs, and heads that are thrown away. Frozen: the rest.
         Stage("hear", (*base, "clips"),
               module=lambda: HearStage(crab, len(categories)),
-              batches=lambda: SoundBatches(clips, cfg.hear.batch, cfg.seed, cfg.hear.steps,
-                                           cfg.audio.patch, *share)),
+              batches=lambda: SoundBatches(
+                  clips, cfg.hear.batch, seed_of(cfg.seed, "hear"), cfg.hear.steps, cfg.audio.patch,
+                  *share)),
 
         # The Q-Formers learn to turn the features of a second into the tokens that the script has
         # for it: the LLM understands those already.
         # Learns: the two Q-Formers. Frozen: encoders, LLM, the script's words, mask decoders.
         Stage("speak", (*base, "clips", "text", "see", "hear"),
               module=lambda: SpeakStage(crab, script),
-              batches=lambda: ScriptedSecondBatches(clips, cfg.speak.batch, cfg.seed, *share)),
+              batches=lambda: ScriptedSecondBatches(
+                  clips, cfg.speak.batch, seed_of(cfg.seed, "speak"), *share)),
 
         # The mask decoders learn to draw what the mask states mean. The LLM still reads scripts, so
         # the states are right while the Q-Formers are not yet; the frame's features are real.
@@ -108,7 +112,7 @@ def recipe(crab: Crab, script: ScriptEmbeddings, tokenizer: Tokenizer, clips: Tr
               module=lambda: SegmentStage(crab, script),
               batches=lambda: sequences(
                   ClipSampler(cfg, tokenizer, clips, MASK_WEIGHTS, scripted=True),
-                  "segment", cfg.seed + 1)),
+                  "segment")),
 
         # All three interfaces learn together, on all tasks, through the frozen LLM: from the
         # clips' features to the losses of text and masks. This is the paper's alignment.
@@ -116,14 +120,14 @@ def recipe(crab: Crab, script: ScriptEmbeddings, tokenizer: Tokenizer, clips: Tr
         Stage("align", (*base, *language, "clips", "text", "see", "hear", "speak", "segment"),
               module=lambda: WholeModelStage(crab),
               batches=lambda: sequences(
-                  ClipSampler(cfg, tokenizer, clips), "align", cfg.seed + 2)),
+                  ClipSampler(cfg, tokenizer, clips), "align")),
 
         # Instruction tuning: the annotations of a data folder, every task equally often.
         # Learns: LoRA in every linear layer of the LLM, and, slower, the interfaces. Frozen: the
         # encoders and the LLM's own weights.
         Stage("instruct", (*base, *language, "see", "hear", "align", "lora", "tasks", "data"),
               module=lambda: WholeModelStage(crab),
-              batches=lambda: sequences(annotations, "instruct", cfg.seed + 3),
+              batches=lambda: sequences(annotations, "instruct"),
               lora=True,
               lr_scale=instruct_lr_scale),
     ]

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..batch import Batch
+from ..config import seed_of
 from ..model.crab import Crab
 from ..tasks.base import TASKS
 from ..world.scene import sample_scene
@@ -27,7 +28,7 @@ VOCABULARY_TRIES = 12       # tasks that are tried with each of them
 
 def world_text(categories: list[str], seed: int):
     """Prompts and answers of many scenes, one string each: what the tokenizer is trained on."""
-    rng = np.random.default_rng([seed, 5])
+    rng = np.random.default_rng(seed_of(seed, "vocabulary"))
     for _ in range(VOCABULARY_SCENES):
         view = View(sample_scene(int(rng.integers(MAX_SCENE)), tuple(categories)))
         for task, row in draw_rows(view, rng, VOCABULARY_TRIES):

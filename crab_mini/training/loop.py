@@ -29,7 +29,14 @@ from torch import Tensor, nn
 
 from ..config import StageConfig
 from ..errors import CheckpointError, Interrupted, NonFiniteLoss
-from .checkpoint import fingerprint, load, load_trained_tensors, plain, save, trained_tensors
+from .checkpoint import (
+    fingerprint,
+    load,
+    load_trained_tensors,
+    plain,
+    save,
+    trained_tensors,
+)
 from .device import to_device
 from .distributed import Processes
 from .optimizer import Optimizer, parameter_groups, schedule

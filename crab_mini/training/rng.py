@@ -1,9 +1,9 @@
 """torch's random numbers: seeded from numbers and names, saved with a checkpoint and put back."""
 
-import zlib
-
 import torch
 from torch import Tensor
+
+from ..config import seed_of
 
 
 def seed_all(*names) -> None:
@@ -11,7 +11,7 @@ def seed_all(*names) -> None:
 
     Everything that is not torch draws from generators of its own.
     """
-    torch.manual_seed(zlib.crc32("/".join(map(str, names)).encode()))
+    torch.manual_seed(seed_of(*names))
 
 
 def rng_state(device: torch.device) -> dict[str, Tensor]:
