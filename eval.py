@@ -54,7 +54,8 @@ def parser() -> Parser:
     made.add_argument("--cache-features", type=Path, metavar="DIR", help="keep the encoders' features for later runs")
     made.add_argument("--out", type=Path, metavar="DIR", help="where pictures go (default: shown, beside the model)")
     whole = made.add_argument_group("a data set")
-    whole.add_argument("--data", type=Path, metavar="DIR", help="in the AV-UIE layout (default: what it was trained on)")
+    whole.add_argument("--data", type=Path, metavar="DIR",
+                       help="in the AV-UIE layout (default: what it was trained on)")
     whole.add_argument("--limit", type=int, metavar="N", help="the first N samples of each task")
     whole.add_argument("--skip-bad", action="store_true", help="leave out what is broken in --data, and list it")
     whole.add_argument("--shuffle", metavar="WHICH", help="again with another clip's audio, video or both; several "

@@ -54,7 +54,12 @@ def fields(cfg: Config) -> dict[str, object]:
 
 
 def _shown(value) -> str:
-    return ",".join(map(str, value)) if isinstance(value, tuple) else "none" if value is None else value if isinstance(value, str) else f"{value:g}"
+    """A value as it is written on the command line."""
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    if value is None:
+        return "none"
+    return value if isinstance(value, str) else f"{value:g}"
 
 
 def _listing() -> str:

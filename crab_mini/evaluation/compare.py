@@ -1,4 +1,6 @@
-"""Several runs side by side: python -m crab_mini.evaluation.compare "three seeds=runs/a,runs/b,runs/c" "one head=runs/d"
+"""Several runs side by side, as one table.
+
+    python -m crab_mini.evaluation.compare "three seeds=runs/a,runs/b,runs/c" "one head=runs/d"
 
 Each argument is one column: a name and the run folders it is made of (what train.py --out or eval.py --json left). A
 column of one run shows its scores; one of several, their mean ± sample standard deviation. Baselines and n are those of
@@ -36,7 +38,10 @@ def cell(values: list[float | None]) -> str:
 
 
 def compare(columns: dict[str, list[dict]]) -> str:
-    """A Markdown table with a line for each score of the first run. columns: {name: what `read` returned, a run each}."""
+    """A Markdown table with a line for each score of the first run.
+
+    columns: {name: what `read` returned, one for each run}.
+    """
     first = next(iter(columns.values()))[0]
     rows = [["task", "score", *columns, "chance", "baseline", "n"]]
     for key, score in first.items():
