@@ -27,12 +27,13 @@ from ..errors import DataError
 from ..tasks.base import TASKS
 from .annotate import ROWS
 from .bank import class_names
-from .questions import avqa
+from .questions import avqa, one_question
 from .render import Procedural, render
 from .scene import MAX_SEED, RATE, SECONDS, SEED_STRIDE, TEST_SEED, WORLD, sample_scene
 from .view import View
 
 POSE = ROWS | {"avqa": avqa}                    # task -> rows that a scene poses
+POSE_ONE = POSE | {"avqa": one_question}        # the same with one question, which is quicker
 # Tasks on pictures whose clips show several frames: one of them for each training clip.
 FRAME_TASKS = tuple(name for name, task in TASKS.items() if not task.on_video and task.frames > 1)
 KEPT = dict(avqa=0.4)                           # share of its rows that a training clip keeps
