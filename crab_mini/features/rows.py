@@ -76,7 +76,8 @@ class Samples:
         self.samples: list[Sample] = []
         self.by_task: dict[str, list[int]] = {}
         vision = self.cfg.vision
-        self.llm_layer, self.mask_layers = vision.kept_for_llm, vision.kept_for_masks
+        self.llm_layer = vision.kept.index(vision.llm_layer)
+        self.mask_layers = [vision.kept.index(layer) for layer in vision.mask_layers]
 
     def add(self, samples: list[Sample]) -> None:
         """Takes encoded samples in."""
