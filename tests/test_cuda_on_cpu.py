@@ -27,31 +27,42 @@ BUGS = {"missing_syncthreads": ("tsan", "data race"), "missing_second_syncthread
         "uninitialised_shared": ("plain", "wrong")}
 # rows, in, out, rank, heads: odd and unaligned; one row; aligned; more columns than the first and the second tile
 SHAPES = [(37, 70, 45, 3, 2), (1, 20, 28, 3, 3), (64, 256, 256, 8, 3), (9, 40, 24, 16, 4), (300, 16, 8, 1, 1)]
+# shape, bfloat16, masked
+SANITIZED = [((37, 70, 45, 3, 2), False, True), ((37, 64, 40, 3, 2), True, False), ((1, 20, 28, 3, 3), False, False),
+             ((21, 32, 48, 8, 4), False, False), ((9, 40, 24, 16, 4), True, True)]
 LOWER_HALVES = (0x0000, 0x0001, 0x7fff, 0x8000, 0x8001, 0xffff)
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(shutil.which("g++") is None, reason="no g++")]
 
 
+class Programs(dict):
+    """(source, sanitizer) -> the program, compiled when first asked for; the scheduler always without ThreadSanitizer."""
+
+    def __init__(self, folder, tests=HERE):
+        """folder: for what is compiled. tests: where the sources are, beside the project's code."""
+        super().__init__()
+        self.folder, self.tests = folder, tests
+
+    def __missing__(self, job):
+        source, name = job
+        flags = SANITIZERS[name]
+        scheduler = self.folder / f"{name}_scheduler.o"
+        if not scheduler.exists():
+            self.compile("-c", self.tests / "cuda_on_cpu.cpp", "-o", scheduler, *(flags if name == "asan" else []))
+        self[job] = self.folder / f"{source}_{name}"
+        self.compile(self.tests / f"{source}.cpp", scheduler, "-o", self[job], *flags)
+        return self[job]
+
+    @staticmethod
+    def compile(*arguments):
+        """Runs g++."""
+        subprocess.run(["g++", *FLAGS, *map(str, arguments)], check=True, capture_output=True, text=True)
+
+
 @pytest.fixture(scope="module")
 def programs(tmp_path_factory):
-    """(source, sanitizer) -> the program, compiled when first asked for; the scheduler always without ThreadSanitizer."""
-    folder = tmp_path_factory.mktemp("emulation")
-
-    def compile_one(job):
-        source, name = job
-        flags, target = SANITIZERS[name], folder / f"{source}_{name}"
-        scheduler = folder / f"{source}_{name}_scheduler.o"
-        for command in (["-c", HERE / "cuda_on_cpu.cpp", "-o", scheduler, *(flags if name == "asan" else [])],
-                        [HERE / f"{source}.cpp", scheduler, "-o", target, *flags]):
-            subprocess.run(["g++", *FLAGS, *map(str, command)], check=True, capture_output=True, text=True)
-        return target
-
-    class Programs(dict):
-        def __missing__(self, job):
-            self[job] = compile_one(job)
-            return self[job]
-
-    return Programs()
+    """The programs of this run."""
+    return Programs(tmp_path_factory.mktemp("emulation"))
 
 
 def run(program, *arguments):
@@ -180,9 +191,7 @@ def test_bfloat16_is_rounded_to_nearest_even_bit_for_bit(programs, tmp_path):
 
 
 @pytest.mark.parametrize("sanitizer", ["tsan", "asan"])
-@pytest.mark.parametrize("shape, bfloat16, masked", [
-    ((37, 70, 45, 3, 2), False, True), ((37, 64, 40, 3, 2), True, False), ((1, 20, 28, 3, 3), False, False),
-    ((21, 32, 48, 8, 4), False, False), ((9, 40, 24, 16, 4), True, True)])
+@pytest.mark.parametrize("shape, bfloat16, masked", SANITIZED)
 def test_the_shipped_kernels_have_no_race_and_stay_in_bounds(programs, sanitizer, shape, bfloat16, masked, tmp_path):
     data, tensors = problem(shape, bfloat16, masked)
     answer(programs["cuda_driver", sanitizer], data, expected(*tensors)[0], bfloat16, 1, tmp_path)
