@@ -21,6 +21,7 @@ import time
 import types
 from pathlib import Path
 
+import pytest
 import torch
 from torch.utils import cpp_extension
 
@@ -131,7 +132,7 @@ def first_failure(checks):
             check()
         except subprocess.CalledProcessError:
             return "does not compile"
-        except Exception as error:
+        except (Exception, pytest.fail.Exception) as error:
             return f"{type(error).__name__} {error}".splitlines()[0][:90]
     return None
 
@@ -157,6 +158,7 @@ def cuda(mutants):
     """For each mutant of the CUDA sources what its tests say, None for nothing. One program is compiled for each."""
     results = [(shape, *how) for how in ((True, True), (False, False), (True, False), (False, True))
                for shape in emulation.SHAPES]
+    schedulers = {}                                         # the same for every mutant
     for file, kind, old, new in mutants:
         with tempfile.TemporaryDirectory() as made:
             # A copy of the folder and of the tests beside it, as the sources include each other by relative paths.
@@ -165,10 +167,12 @@ def cuda(mutants):
             shutil.copytree(HOME / "tests", folder / "tests", ignore=shutil.ignore_patterns("golden", "__pycache__"))
             path = folder / "crab_mini" / "fused_lora" / file
             path.write_text(path.read_text().replace(old, new))
-            programs = emulation.Programs(folder, folder / "tests")
+            programs = emulation.Programs(folder, folder / "tests", schedulers)
 
             # Results before sanitizers, which are slow; but a barrier is what ThreadSanitizer watches.
             checks = [lambda: emulation.test_bfloat16_is_rounded_to_nearest_even_bit_for_bit(programs, folder)]
+            checks = checks * (file == "access.cuh")
+            checks.append(lambda: emulation.test_large_logits_do_not_overflow(programs, folder))
             checks += [lambda c=case: emulation.test_the_shipped_kernels_match_float64_and_do_not_depend_on_the_order(
                 programs, *c, folder) for case in results]
             races = [lambda n=name, c=case: emulation.test_the_shipped_kernels_have_no_race_and_stay_in_bounds(
@@ -208,6 +212,7 @@ def cpp(mutants):
                        for shape in compiled.CPP_SHAPES for dtype, tolerance in compiled.TOLERANCES]
             checks += [lambda t=test: t(None) for test in (
                 compiled.test_gradcheck_with_the_cpp_kernel, compiled.test_twice_the_same_bits)]
+        checks.append(compiled.test_large_logits_do_not_overflow)
         checks.append(compiled.test_mask_strides_nan_and_no_gradient_for_x)
         checks.append(lambda: compiled.test_the_border_of_the_extension_names_the_argument(module))
         return first_failure(checks)

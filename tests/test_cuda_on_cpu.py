@@ -38,17 +38,22 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(shutil.which("g++") is None, 
 class Programs(dict):
     """(source, sanitizer) -> the program, compiled when first asked for; the scheduler always without ThreadSanitizer."""
 
-    def __init__(self, folder, tests=HERE):
-        """folder: for what is compiled. tests: where the sources are, beside the project's code."""
+    def __init__(self, folder, tests=HERE, schedulers=None):
+        """folder: for what is compiled. tests: where the sources are, beside the project's code.
+
+        schedulers: sanitizer -> the compiled scheduler's bytes; those that are missing are added.
+        """
         super().__init__()
-        self.folder, self.tests = folder, tests
+        self.folder, self.tests, self.schedulers = folder, tests, {} if schedulers is None else schedulers
 
     def __missing__(self, job):
         source, name = job
         flags = SANITIZERS[name]
         scheduler = self.folder / f"{name}_scheduler.o"
-        if not scheduler.exists():
+        if name not in self.schedulers:
             self.compile("-c", self.tests / "cuda_on_cpu.cpp", "-o", scheduler, *(flags if name == "asan" else []))
+            self.schedulers[name] = scheduler.read_bytes()
+        scheduler.write_bytes(self.schedulers[name])
         self[job] = self.folder / f"{source}_{name}"
         self.compile(self.tests / f"{source}.cpp", scheduler, "-o", self[job], *flags)
         return self[job]
@@ -83,8 +88,11 @@ def test_a_seeded_bug_is_caught_and_its_twin_passes_everywhere(programs, bug):
             assert passed.returncode == 0 and passed.stdout == "right\n", (name, seed, passed)
 
 
-def problem(shape, bfloat16=False, masked=False):
-    """The driver's input as bytes, and as float64: x, A, W_r, B, y, gy, gx, dropout_mask, scaling, mask_scale."""
+def problem(shape, bfloat16=False, masked=False, router=1):
+    """The driver's input as bytes, and as float64: x, A, W_r, B, y, gy, gx, dropout_mask, scaling, mask_scale.
+
+    router: a factor on W_r.
+    """
     rows, width, out, rank, heads = shape
     rng = np.random.default_rng(sum(shape))
     scaling, mask_scale = np.float32(1.7), np.float32(1 / 0.7 if masked else 1.0)
@@ -92,7 +100,7 @@ def problem(shape, bfloat16=False, masked=False):
               (rows, width))
     packed, tensors = [], []
     for s in shapes:
-        t = rng.standard_normal(s).astype(np.float32) * s[-1] ** -0.25
+        t = rng.standard_normal(s).astype(np.float32) * s[-1] ** -0.25 * (router if len(tensors) == 2 else 1)
         if bfloat16:
             bits = (t.view(np.uint32) >> 16).astype(np.uint16)
             t = (bits.astype(np.uint32) << 16).view(np.float32)
@@ -169,6 +177,14 @@ def test_the_shipped_kernels_match_float64_and_do_not_depend_on_the_order(progra
             allowed += half_a_step(without_router)
         excess = np.abs(a - b) - allowed
         assert np.all(excess <= 0), (name, float(excess.max()))
+
+
+def test_large_logits_do_not_overflow(programs, tmp_path):
+    data, tensors = problem((37, 70, 45, 3, 2), router=200)
+    wanted, _ = expected(*tensors)
+    assert np.abs(tensors[0] @ tensors[2].T).max() > 400      # exp of it is infinite
+    for a, b in zip(answer(programs["cuda_driver", "plain"], data, wanted, False, 0, tmp_path)[0], wanted):
+        assert np.abs(a - b).max() <= 1e-3 * np.abs(b).max()
 
 
 def test_bfloat16_is_rounded_to_nearest_even_bit_for_bit(programs, tmp_path):

@@ -15,7 +15,7 @@ from crab_mini.fused_lora import build, fused_lora
 from crab_mini.fused_lora.reference import fused
 from crab_mini.lora import InteractionLoRALinear
 
-from .test_fused_lora import SHAPES, compare, inputs
+from .test_fused_lora import SHAPES, compare, hold_large_logits, inputs
 
 CPP_SHAPES = [*SHAPES, (2500, 40, 24, 4, 3), (40, 600, 24, 4, 3)]       # several blocks; rows longer than 512
 TOLERANCES = [(torch.float64, 1e-12), (torch.float32, 5e-6), (torch.bfloat16, 0.03)]
@@ -44,6 +44,10 @@ def threads(request):
 @pytest.mark.parametrize("dtype, tolerance", TOLERANCES)
 def test_cpp_kernel_against_the_loop(shape, dtype, tolerance, threads):
     compare("cpp", shape, dtype, tolerance)
+
+
+def test_large_logits_do_not_overflow():
+    hold_large_logits("cpp")
 
 
 def test_gradcheck_with_the_cpp_kernel(threads):
