@@ -27,31 +27,47 @@ BUGS = {"missing_syncthreads": ("tsan", "data race"), "missing_second_syncthread
         "uninitialised_shared": ("plain", "wrong")}
 # rows, in, out, rank, heads: odd and unaligned; one row; aligned; more columns than the first and the second tile
 SHAPES = [(37, 70, 45, 3, 2), (1, 20, 28, 3, 3), (64, 256, 256, 8, 3), (9, 40, 24, 16, 4), (300, 16, 8, 1, 1)]
+# shape, bfloat16, masked
+SANITIZED = [((37, 70, 45, 3, 2), False, True), ((37, 64, 40, 3, 2), True, False), ((1, 20, 28, 3, 3), False, False),
+             ((21, 32, 48, 8, 4), False, False), ((9, 40, 24, 16, 4), True, True)]
 LOWER_HALVES = (0x0000, 0x0001, 0x7fff, 0x8000, 0x8001, 0xffff)
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(shutil.which("g++") is None, reason="no g++")]
 
 
+class Programs(dict):
+    """(source, sanitizer) -> the program, compiled when first asked for; the scheduler always without ThreadSanitizer."""
+
+    def __init__(self, folder, tests=HERE, schedulers=None):
+        """folder: for what is compiled. tests: where the sources are, beside the project's code.
+
+        schedulers: sanitizer -> the compiled scheduler's bytes; those that are missing are added.
+        """
+        super().__init__()
+        self.folder, self.tests, self.schedulers = folder, tests, {} if schedulers is None else schedulers
+
+    def __missing__(self, job):
+        source, name = job
+        flags = SANITIZERS[name]
+        scheduler = self.folder / f"{name}_scheduler.o"
+        if name not in self.schedulers:
+            self.compile("-c", self.tests / "cuda_on_cpu.cpp", "-o", scheduler, *(flags if name == "asan" else []))
+            self.schedulers[name] = scheduler.read_bytes()
+        scheduler.write_bytes(self.schedulers[name])
+        self[job] = self.folder / f"{source}_{name}"
+        self.compile(self.tests / f"{source}.cpp", scheduler, "-o", self[job], *flags)
+        return self[job]
+
+    @staticmethod
+    def compile(*arguments):
+        """Runs g++."""
+        subprocess.run(["g++", *FLAGS, *map(str, arguments)], check=True, capture_output=True, text=True)
+
+
 @pytest.fixture(scope="module")
 def programs(tmp_path_factory):
-    """(source, sanitizer) -> the program, compiled when first asked for; the scheduler always without ThreadSanitizer."""
-    folder = tmp_path_factory.mktemp("emulation")
-
-    def compile_one(job):
-        source, name = job
-        flags, target = SANITIZERS[name], folder / f"{source}_{name}"
-        scheduler = folder / f"{source}_{name}_scheduler.o"
-        for command in (["-c", HERE / "cuda_on_cpu.cpp", "-o", scheduler, *(flags if name == "asan" else [])],
-                        [HERE / f"{source}.cpp", scheduler, "-o", target, *flags]):
-            subprocess.run(["g++", *FLAGS, *map(str, command)], check=True, capture_output=True, text=True)
-        return target
-
-    class Programs(dict):
-        def __missing__(self, job):
-            self[job] = compile_one(job)
-            return self[job]
-
-    return Programs()
+    """The programs of this run."""
+    return Programs(tmp_path_factory.mktemp("emulation"))
 
 
 def run(program, *arguments):
@@ -72,8 +88,11 @@ def test_a_seeded_bug_is_caught_and_its_twin_passes_everywhere(programs, bug):
             assert passed.returncode == 0 and passed.stdout == "right\n", (name, seed, passed)
 
 
-def problem(shape, bfloat16=False, masked=False):
-    """The driver's input as bytes, and as float64: x, A, W_r, B, y, gy, gx, dropout_mask, scaling, mask_scale."""
+def problem(shape, bfloat16=False, masked=False, router=1):
+    """The driver's input as bytes, and as float64: x, A, W_r, B, y, gy, gx, dropout_mask, scaling, mask_scale.
+
+    router: a factor on W_r.
+    """
     rows, width, out, rank, heads = shape
     rng = np.random.default_rng(sum(shape))
     scaling, mask_scale = np.float32(1.7), np.float32(1 / 0.7 if masked else 1.0)
@@ -81,7 +100,7 @@ def problem(shape, bfloat16=False, masked=False):
               (rows, width))
     packed, tensors = [], []
     for s in shapes:
-        t = rng.standard_normal(s).astype(np.float32) * s[-1] ** -0.25
+        t = rng.standard_normal(s).astype(np.float32) * s[-1] ** -0.25 * (router if len(tensors) == 2 else 1)
         if bfloat16:
             bits = (t.view(np.uint32) >> 16).astype(np.uint16)
             t = (bits.astype(np.uint32) << 16).view(np.float32)
@@ -160,6 +179,14 @@ def test_the_shipped_kernels_match_float64_and_do_not_depend_on_the_order(progra
         assert np.all(excess <= 0), (name, float(excess.max()))
 
 
+def test_large_logits_do_not_overflow(programs, tmp_path):
+    data, tensors = problem((37, 70, 45, 3, 2), router=200)
+    wanted, _ = expected(*tensors)
+    assert np.abs(tensors[0] @ tensors[2].T).max() > 400      # exp of it is infinite
+    for a, b in zip(answer(programs["cuda_driver", "plain"], data, wanted, False, 0, tmp_path)[0], wanted):
+        assert np.abs(a - b).max() <= 1e-3 * np.abs(b).max()
+
+
 def test_bfloat16_is_rounded_to_nearest_even_bit_for_bit(programs, tmp_path):
     # Every upper half of a float with the lower halves that decide: ties, their neighbours, both ends.
     bits = (np.arange(1 << 16, dtype=np.uint32)[:, None] << 16 | np.array(LOWER_HALVES, np.uint32)).ravel()
@@ -180,9 +207,7 @@ def test_bfloat16_is_rounded_to_nearest_even_bit_for_bit(programs, tmp_path):
 
 
 @pytest.mark.parametrize("sanitizer", ["tsan", "asan"])
-@pytest.mark.parametrize("shape, bfloat16, masked", [
-    ((37, 70, 45, 3, 2), False, True), ((37, 64, 40, 3, 2), True, False), ((1, 20, 28, 3, 3), False, False),
-    ((21, 32, 48, 8, 4), False, False), ((9, 40, 24, 16, 4), True, True)])
+@pytest.mark.parametrize("shape, bfloat16, masked", SANITIZED)
 def test_the_shipped_kernels_have_no_race_and_stay_in_bounds(programs, sanitizer, shape, bfloat16, masked, tmp_path):
     data, tensors = problem(shape, bfloat16, masked)
     answer(programs["cuda_driver", sanitizer], data, expected(*tensors)[0], bfloat16, 1, tmp_path)

@@ -51,6 +51,20 @@ def test_torch_kernel_against_the_loop(shape, dtype, tolerance):
     compare("torch", shape, dtype, tolerance)
 
 
+def hold_large_logits(kernel):
+    """The softmax of logits of several hundred, whose exponentials alone would overflow."""
+    args = inputs(40, 12, 9, 2, 3, torch.float32)
+    args[4] = (300 * args[4].detach()).requires_grad_()
+    y, want = fused_lora(*args, 1.0, kernel=kernel), loop(*[t.double() for t in args], 1.0)
+    assert (args[0] @ args[4].T).abs().max() > 400
+    assert (y.double() - want).abs().max() <= 1e-3 * want.abs().max()
+    assert all(g.isfinite().all() for g in torch.autograd.grad(y.sum(), [args[0], args[3], args[4]]))
+
+
+def test_large_logits_do_not_overflow():
+    hold_large_logits("torch")
+
+
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_gradcheck(dropout):
     args = inputs(5, 7, 6, 2, 3)

@@ -1,7 +1,10 @@
 """The compiled CPU kernel against the formula (slow: the first test compiles it, some 20 s)."""
 
 import copy
+import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -12,8 +15,10 @@ from crab_mini.fused_lora import build, fused_lora
 from crab_mini.fused_lora.reference import fused
 from crab_mini.model.lora import InteractionLoRALinear
 
-from .test_fused_lora import SHAPES, compare, inputs
+from .test_fused_lora import SHAPES, compare, hold_large_logits, inputs
 
+CPP_SHAPES = [*SHAPES, (2500, 40, 24, 4, 3), (40, 600, 24, 4, 3)]       # several blocks; rows longer than 512
+TOLERANCES = [(torch.float64, 1e-12), (torch.float32, 5e-6), (torch.bfloat16, 0.03)]
 pytestmark = pytest.mark.slow
 
 
@@ -35,10 +40,14 @@ def threads(request):
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("shape", [*SHAPES, (2500, 40, 24, 4, 3)])
-@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-12), (torch.float32, 5e-6), (torch.bfloat16, 0.03)])
+@pytest.mark.parametrize("shape", CPP_SHAPES)
+@pytest.mark.parametrize("dtype, tolerance", TOLERANCES)
 def test_cpp_kernel_against_the_loop(shape, dtype, tolerance, threads):
     compare("cpp", shape, dtype, tolerance)
+
+
+def test_large_logits_do_not_overflow():
+    hold_large_logits("cpp")
 
 
 def test_gradcheck_with_the_cpp_kernel(threads):
@@ -108,3 +117,27 @@ def test_a_broken_source_reports_the_compilers_message(monkeypatch, tmp_path):
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "cache"))
     message = build.compile_kernel("cpp")
     assert "broken.cpp" in message and "error" in message
+
+
+def test_a_damaged_library_is_refused_then_built_again(kernel, tmp_path):
+    """In a process of its own, which a cut library would end; the second build has another name for torch."""
+    script = tmp_path / "damage.py"
+    script.write_text("""
+import torch
+from crab_mini.fused_lora import build, dispatch, fused_lora
+from crab_mini.fused_lora.bench import make
+tensors = make(4, 6, 5, "cpu", torch.float32, torch.float32)[:6]
+library = build.folder("cpp") / "crab_fused_lora_cpp.so"
+for kernel in ("auto", "cpp", "cpp"):
+    library.write_bytes(library.read_bytes()[:50000])
+    build.load.cache_clear(), dispatch._decided.clear(), dispatch._said.clear()
+    fused_lora(*tensors, 1.0, kernel=kernel)
+""")
+    shutil.copytree(build.folder("cpp"), tmp_path / "cache" / build.folder("cpp").name)
+    home = str(build.HERE.parent.parent)
+    environment = {**os.environ, "TORCH_EXTENSIONS_DIR": str(tmp_path / "cache"), "PYTHONPATH": home}
+    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    lines = done.stderr.splitlines()
+    assert len(lines) == 3 and "fused_lora: torch for torch.float32 on cpu: the cpp kernel is damaged" in lines[0]
+    assert lines[1] == lines[2] == "fused_lora: cpp for torch.float32 on cpu: as asked"

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from crab_mini.fused_lora import build, fused_lora
+from crab_mini.fused_lora import build, dispatch, fused_lora
 
 SCALING = 1.2373046875                 # 1 + 30.375 / 128: rounded to nearest 30 / 128, as truncation would
 TIE = 1.24609375                       # 1 + 31.5 / 128: rounded to nearest 32 / 128, the even neighbour
@@ -98,3 +98,24 @@ def test_the_gradient_of_the_logits_is_rounded_to_nearest(kernel):
         gW_r, = torch.autograd.grad(fused_lora(*args, SCALING, kernel=kernel), args[4], value.unsqueeze(0))
         wanted = nearest(np.float32(0.25 * SCALING) * value.float().numpy())        # g (1 - g) · scaling · gy
         assert gW_r.float().numpy()[0] == wanted and gW_r.float().numpy()[1] == -wanted, value
+
+
+def test_the_router_s_weights_are_float32_and_not_rounded(kernel):
+    x = every_bfloat16()
+    x = x[(x.abs() < 8).squeeze(1)][::7]
+    args = [t if t is None else t.detach() for t in layer(x, heads=2)]
+    args[4] = torch.tensor([[1.0], [-1.0]], dtype=torch.bfloat16)
+    _, _, g = dispatch.pick(kernel, x, args[5]).forward(*args, SCALING, None, 1.0)
+    assert g.dtype == torch.float32
+    assert (g[0].double() - torch.sigmoid(2 * x.double()[:, 0])).abs().max() <= 1e-6
+    assert (g.double().sum(0) - 1).abs().max() <= 1e-6
+
+
+def test_the_sum_over_the_rank_is_rounded_once(kernel):
+    # gg = (1 + 1/256) · scaling. As a bfloat16 the sum would be 1, and the product would round to 1 as well.
+    two = torch.eye(2, dtype=torch.bfloat16)
+    B = torch.tensor([[[1.0], [1 / 256]], [[0.0], [0.0]]], dtype=torch.bfloat16)
+    W_r = torch.zeros(2, 2, dtype=torch.bfloat16, requires_grad=True)
+    y = fused_lora(two.sum(0, keepdim=True), two[:1] * 0, None, two, W_r, B, 1 + 1 / 256, kernel=kernel)
+    gW_r, = torch.autograd.grad(y, W_r, torch.ones_like(y))
+    assert gW_r.tolist() == [[(1 + 1 / 128) / 4] * 2, [-(1 + 1 / 128) / 4] * 2]
