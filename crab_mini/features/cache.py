@@ -128,7 +128,7 @@ class FeatureCache:
         for key, sample in good:
             clip = self.clips[key]
             samples.append(replace(sample, frames=torch.tensor(clip["frames"]),         # (T,)
-                                   sounds=torch.tensor(clip["sounds"])))                # (T,n)
+                                   sounds=torch.tensor(clip["sounds"])))                # (T,pieces)
         return samples
 
     def decode_ahead(self, rows: list[Row],

@@ -35,6 +35,7 @@ class Task:
     long_clips = False                  # clips over 20 s are looked at every six seconds
     loose_pictures = False              # a picture may belong to no second of the sound
     clips_folder = ""                   # where pictures lie: {clips_folder}/{clip}/frames/{second}
+    second_field = "frame_idx"          # the key with the second of the frame in question, if any
 
     # What the model answers with.
     masks = False                       # mask tokens
