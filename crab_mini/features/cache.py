@@ -187,6 +187,7 @@ class FeatureCache:
             stat = path.stat()
             state = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
             known = self.hashes.get(str(path))
+            # A file that is new or has changed is read, and its hash is noted down.
             if known is None or known[1:] != state:
                 if not path.is_file():
                     raise DataError(path, "file", "not a regular file")
