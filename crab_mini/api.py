@@ -33,7 +33,8 @@ from .tasks.drawing import Box, Drawing, Event
 from .tasks.score import Answer
 from .tokenizer import Tokenizer
 
-TAGGED = re.compile(r"<(\w+)>.*?</\1>|(?:<mask_\w+>\s*)+", re.S)    # <event> dog </event>, mask tokens
+# What is no reasoning: <event> dog </event> and the like, and mask tokens.
+TAGGED = re.compile(r"<(\w+)>.*?</\1>|(?:<mask_\w+>\s*)+", re.S)
 
 
 @dataclass
@@ -49,7 +50,10 @@ class Reply:
 
     @property
     def parsed(self):
-        """The answer as a plain value, as the task's `parse` gives it; None where it cannot be read."""
+        """The answer as a plain value, as the task's `parse` gives it.
+
+        None where the answer cannot be read.
+        """
         return self.answer.parsed
 
     @property
@@ -64,7 +68,10 @@ class Reply:
 
     @property
     def masks(self) -> Tensor:
-        """(G,H,W) bool, one mask for each group of mask tokens, in the model's square; G may be 0."""
+        """(G,H,W) bool: one mask for each group of mask tokens; G may be 0.
+
+        H and W are the side of the model's frames.
+        """
         return self.answer.masks > 0
 
     @property
@@ -118,7 +125,8 @@ class Predictor:
     def route(self, *question, **named) -> tuple[dict[str, Tensor], list[str]]:
         """Router weights of every LoRA layer over a question and its answer, and the tokens' texts.
 
-        question, named: as in `ask`. -> {layer's name: (L,E)}, each row summing to one, and L texts.
+        question, named: as in `ask`. -> {layer's name: (L,E)}, of which each row sums to one, and L
+        texts.
         """
         batch, texts = self.answered(self.request(*question, **named))
         with autocast(self.features.device, self.features.precision):
@@ -165,11 +173,13 @@ def opened(source: str | Path | Tensor | None) -> Path | Tensor | None:
     return Path(source) if isinstance(source, (str, Path)) else source
 
 
-def load(path: str | Path, device: str = "cpu", precision: str = "fp32", kernel: str = "") -> Predictor:
-    """The model that train.py left in crab.pt (or that eval.py reads), ready to be asked.
+def load(path: str | Path, device: str = "cpu", precision: str = "fp32",
+         kernel: str = "") -> Predictor:
+    """The model that train.py left in crab.pt, ready to be asked.
 
-    device: "cpu" or "cuda". precision: "fp32" or "bf16". kernel: of the LoRA, "" for the fastest.
-    CheckpointError names what is wrong with a file.
+    device: "cpu" or "cuda". precision: "fp32" or "bf16". kernel: of the LoRA, one of
+    fused_lora.KERNELS; "": as the environment variable CRAB_KERNEL says. CheckpointError names what
+    is wrong with a file.
     """
     model, tokenizer, facts = bundle.load(Path(path), kernel)
     return Predictor(model, tokenizer, facts, torch.device(device), precision)

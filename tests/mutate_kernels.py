@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 import types
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -170,13 +171,13 @@ def cuda(mutants):
             programs = emulation.Programs(folder, folder / "tests", schedulers)
 
             # Results before sanitizers, which are slow; but a barrier is what ThreadSanitizer watches.
-            checks = [lambda: emulation.test_bfloat16_is_rounded_to_nearest_even_bit_for_bit(programs, folder)]
-            checks = checks * (file == "access.cuh")
-            checks.append(lambda: emulation.test_large_logits_do_not_overflow(programs, folder))
-            checks += [lambda c=case: emulation.test_the_shipped_kernels_match_float64_and_do_not_depend_on_the_order(
-                programs, *c, folder) for case in results]
-            races = [lambda n=name, c=case: emulation.test_the_shipped_kernels_have_no_race_and_stay_in_bounds(
-                programs, n, *c, folder) for name in ("asan", "tsan") for case in emulation.SANITIZED]
+            to_even = partial(emulation.test_bfloat16_is_rounded_to_nearest_even_bit_for_bit, programs, folder)
+            checks = [to_even] * (file == "access.cuh")
+            checks.append(partial(emulation.test_large_logits_do_not_overflow, programs, folder))
+            checks += [partial(emulation.test_the_shipped_kernels_match_float64_and_do_not_depend_on_the_order,
+                               programs, *case, folder) for case in results]
+            races = [partial(emulation.test_the_shipped_kernels_have_no_race_and_stay_in_bounds, programs, name,
+                             *case, folder) for name in ("asan", "tsan") for case in emulation.SANITIZED]
             yield first_failure(races[::-1] + checks if kind == "barrier" else checks + races)
 
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch.utils import cpp_extension
 
-from crab_mini.fused_lora import build, dispatch, fused_lora, op, set_default_kernel
+from crab_mini.fused_lora import build, dispatch, fused_lora, op
 
 from .test_fused_lora import forget, inputs
 
@@ -176,7 +176,7 @@ def test_transforms_and_forward_derivatives_are_refused_in_one_line():
         assert str(caught.value) == op.TRANSFORMS and "\n" not in op.TRANSFORMS
 
 
-def test_the_call_the_default_and_the_variable_decide_in_this_order(monkeypatch):
+def test_the_argument_decides_before_the_variable(monkeypatch):
     forget(monkeypatch)
     asked = []
     monkeypatch.setattr(dispatch, "_decide", lambda name, *_: asked.append(name) or dispatch.torch_path)
@@ -185,15 +185,10 @@ def test_the_call_the_default_and_the_variable_decide_in_this_order(monkeypatch)
     fused_lora(*args, 1.0)
     monkeypatch.setenv("CRAB_KERNEL", "cpp")
     fused_lora(*args, 1.0)
-    try:
-        assert set_default_kernel("torch") is None
-        fused_lora(*args, 1.0)
-        fused_lora(*args, 1.0, kernel="cuda")
-        with pytest.raises(ValueError, match="set_default_kernel: expected one of auto, .*, found 'fast'"):
-            set_default_kernel("fast")
-    finally:
-        assert set_default_kernel(None) == "torch"
-    assert asked == ["auto", "cpp", "torch", "cuda"]
+    fused_lora(*args, 1.0, kernel="cuda")
+    assert asked == ["auto", "cpp", "cuda"]
+    with pytest.raises(ValueError, match="kernel: expected one of auto, torch, cpp, cuda, found 'fast'"):
+        fused_lora(*args, 1.0, kernel="fast")
     monkeypatch.setenv("CRAB_KERNEL", "fast")
     with pytest.raises(ValueError, match="CRAB_KERNEL: expected one of auto, torch, cpp, cuda, found 'fast'"):
         fused_lora(*args, 1.0)

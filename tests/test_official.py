@@ -218,7 +218,7 @@ def test_weights_are_copies_in_fp32(golden):
     ("llama", "vocab_size", True, "'vocab_size': expected int above 0, found True"),
 ])
 def test_another_architecture_is_refused(name, field, value, message):
-    with pytest.raises(official.WeightsError, match=f"official.{name}: config.*{re.escape(message)}"):
+    with pytest.raises(official.WeightsError, match=f"weights.{name}: config.*{re.escape(message)}"):
         Fixture(name).model(**{field: value})
 
 

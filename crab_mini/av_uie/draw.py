@@ -111,14 +111,17 @@ def spectrogram(sounds: Tensor) -> Image.Image:
 
 
 def font_of(size: int) -> ImageFont.FreeTypeFont:
+    """PIL's own font, `size` pixels high."""
     return ImageFont.load_default(size)
 
 
 def blank(height: int, width: int = WIDTH - 2 * MARGIN) -> Image.Image:
+    """An empty piece of the page."""
     return Image.new("RGB", (width, height), PAPER)
 
 
 def stack(rows: list[Image.Image]) -> Image.Image:
+    """The page: the rows below each other, with a margin around all."""
     page = Image.new("RGB", (WIDTH, 2 * MARGIN + sum(row.height + GAP for row in rows)), PAPER)
     top = MARGIN
     for row in rows:
@@ -128,6 +131,7 @@ def stack(rows: list[Image.Image]) -> Image.Image:
 
 
 def side_by_side(images: list[Image.Image]) -> Image.Image | None:
+    """The pictures beside each other, as one; None for no picture."""
     if not images:
         return None
     row, left = blank(max(image.height for image in images)), 0

@@ -30,7 +30,7 @@ class Sample:
     """One clip of a row. It is decoded first: then it holds pixels and waveforms.
 
     Once it is encoded (features/cache.py), `frames` and `sounds` are places in the stores of
-    features: (T,) and (T,n), n one-second pieces of sound for each frame.
+    features: (T,) and (T,pieces), the one-second pieces of sound of each frame.
     """
     task: str
     uid: str

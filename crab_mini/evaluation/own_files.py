@@ -152,7 +152,7 @@ def encoded(sample: Sample, features: Features, tokenizer: Tokenizer) -> Samples
             raise ConfigError("--question, --expression: expected no "
                               f"'{tokenizer.names[mark]}', the model's own mark")
     frames = features.add_frames(sample.frames)                                     # (T,)
-    sounds = features.add_sounds(fbank(sample.sounds.reshape(-1, RATE)).half())     # (T·n,)
+    sounds = features.add_sounds(fbank(sample.sounds.reshape(-1, RATE)).half())     # (T·pieces,)
 
     # Samples.sequence gives the target frame's features to samples with masks: these are empty.
     size = sample.frames.shape[-1]

@@ -11,6 +11,7 @@ SHUFFLED = {"audio": "sound shuffled", "video": "pictures shuffled", "both": "bo
 
 
 def number_text(value: float | None) -> str:
+    """A number with three digits after the point; nothing for None."""
     return "" if value is None else f"{value:.3f}"
 
 
@@ -23,6 +24,7 @@ def markdown(rows: list[list]) -> str:
 
 
 def score_text(score: Score) -> str:
+    """The name of a score, and whether lower is better."""
     return score.name + ", lower is better" * score.lower
 
 
@@ -57,6 +59,7 @@ def comparison(results: dict[str, dict], shuffled: dict[str, dict]) -> str:
     shuffled: {"audio": results, ...}. With `both` among them a last line names what is still better
     than chance.
     """
+    # The table: a line a score.
     heads = [SHUFFLED[how] for how in shuffled]
     rows = [["task", "score", "as it is", *heads, "chance", "baseline", "n"]]
     for task, result in results.items():
@@ -65,6 +68,8 @@ def comparison(results: dict[str, dict], shuffled: dict[str, dict]) -> str:
             rows.append([task, score_text(s), number_text(s.value), *others,
                          number_text(s.chance), number_text(s.baseline), s.n])
     text = f"{markdown(rows)}\n\n{yardsticks(results)}"
+
+    # With both exchanged nothing of the clip is left, so no score should lie above its yardsticks.
     if "both" in shuffled:
         known = [f"{task} {s.name} {s.value:.3f}" for task, result in shuffled["both"].items()
                  for s in result["scores"] if knows(s)]
@@ -95,9 +100,14 @@ def plain(value):
 
 
 def results_dict(results: dict[str, dict]) -> dict:
-    return {task: {"n": r["n"], "unparsed": r["unparsed"],
-                   "scores": [{k: v for k, v in dataclasses.asdict(s).items() if k != "each"} for s in r["scores"]]}
-            for task, r in results.items()}
+    """The results as plain values, without what each sample got."""
+    made = {}
+    for task, result in results.items():
+        scores = [dataclasses.asdict(score) for score in result["scores"]]
+        for score in scores:
+            del score["each"]
+        made[task] = {"n": result["n"], "unparsed": result["unparsed"], "scores": scores}
+    return made
 
 
 def as_json(results: dict[str, dict], shuffled: dict[str, dict] | None = None, **facts) -> str:

@@ -128,7 +128,7 @@ class FeatureCache:
         for key, sample in good:
             clip = self.clips[key]
             samples.append(replace(sample, frames=torch.tensor(clip["frames"]),         # (T,)
-                                   sounds=torch.tensor(clip["sounds"])))                # (T,n)
+                                   sounds=torch.tensor(clip["sounds"])))                # (T,pieces)
         return samples
 
     def decode_ahead(self, rows: list[Row],
@@ -187,6 +187,7 @@ class FeatureCache:
             stat = path.stat()
             state = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
             known = self.hashes.get(str(path))
+            # A file that is new or has changed is read, and its hash is noted down.
             if known is None or known[1:] != state:
                 if not path.is_file():
                     raise DataError(path, "file", "not a regular file")

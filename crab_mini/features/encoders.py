@@ -45,7 +45,7 @@ class Features:
         return FeatureCache(self.folder, key, self.encode_frames, self.encode_sounds, vision.image)
 
     def encode_frames(self, frames: Tensor) -> Tensor:
-        """frames (N,3,H,W) uint8 -> (N,layers,P,Dv)."""
+        """frames (N,3,H,W) uint8 -> (N,K,P,Dv)."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             return self.crab.encode_frames(frames.to(self.device))
 
@@ -66,10 +66,10 @@ class Features:
 
     @property
     def frames(self) -> Store:
-        """The frames' features: `frames.array()` is (.,layers,P,Dv)."""
+        """The frames' features: `frames.array()` is (N,K,P,Dv)."""
         return self.cache.frames
 
     @property
     def sounds(self) -> Store:
-        """The features of seconds of sound: `sounds.array()` is (.,P,Da)."""
+        """The features of seconds of sound: `sounds.array()` is (N,P,Da)."""
         return self.cache.sounds

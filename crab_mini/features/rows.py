@@ -76,8 +76,7 @@ class Samples:
         self.samples: list[Sample] = []
         self.by_task: dict[str, list[int]] = {}
         vision = self.cfg.vision
-        self.llm_layer = vision.kept.index(vision.llm_layer)
-        self.mask_layers = [vision.kept.index(layer) for layer in vision.mask_layers]
+        self.llm_layer, self.mask_layers = vision.kept_for_llm, vision.kept_for_masks
 
     def add(self, samples: list[Sample]) -> None:
         """Takes encoded samples in."""
@@ -98,7 +97,7 @@ class Samples:
         # Places in the stores; a clip that is shorter than this one is repeated.
         at = torch.arange(len(sample.seconds))
         frames, sounds = (frames_of or sample).frames, (sounds_of or sample).sounds
-        frames, sounds = frames[at % len(frames)], sounds[at % len(sounds)]        # (T,), (T,n)
+        frames, sounds = frames[at % len(frames)], sounds[at % len(sounds)]        # (T,), (T,pieces)
 
         # The text, with a placeholder for each embedding. Each second of sound has its own queries.
         task = TASKS[sample.task]
@@ -112,7 +111,7 @@ class Samples:
         visual, audio = self.features.frames.array(), self.features.sounds.array()
         mask_features = None
         if sample.masks is not None:
-            mask_features = visual[frames[sample.target]][self.mask_layers]     # (scales,P,Dv)
+            mask_features = visual[frames[sample.target]][self.mask_layers]     # (2,P,Dv)
         return Sequence(sample.task, sample.uid, ids, loss_mask, visual[frames][:, self.llm_layer],
                         audio[sounds.flatten()], mask_features, sample.masks)
 

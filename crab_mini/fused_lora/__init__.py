@@ -2,8 +2,7 @@
 
     y = W x + b + scaling · Σ_i softmax(W_r x)_i · B_i A x          (paper, section 3.2)
 
-`fused_lora(...)` computes it. `set_default_kernel(name)` chooses the kernel of this process.
-`KERNELS` lists the names.
+`fused_lora(...)` computes it. `KERNELS` lists the kernels that its argument `kernel` may name.
 
 - The operation has a hand-written backward pass. Autograd, autocast and torch.compile see one node.
 - The backward pass keeps x, z = A x and g = softmax(W_r x). It keeps no tensor of the size of the
@@ -18,10 +17,10 @@ kernels and how to measure them.
 
 import torch
 
-from .dispatch import KERNELS, set_default_kernel
+from .dispatch import KERNELS
 from .op import apply
 
-__all__ = ["KERNELS", "fused_lora", "set_default_kernel"]
+__all__ = ["KERNELS", "fused_lora"]
 
 
 def fused_lora(x, weight, bias, A, W_r, B, scaling, dropout=0.0, dropout_mask=None, kernel=None):
@@ -34,7 +33,7 @@ def fused_lora(x, weight, bias, A, W_r, B, scaling, dropout=0.0, dropout_mask=No
     scaling: alpha / r.
     dropout: the probability that an entry of x is zero in A x. W and W_r see the whole x.
     dropout_mask (..., in), bool: the entries to keep, given instead of drawn.
-    kernel: one of KERNELS, or None for the default of the process (see `set_default_kernel`).
+    kernel: one of KERNELS, or None: then the environment variable CRAB_KERNEL decides.
 
     Gradients go to x, bias, A, W_r and B. Under autocast the operation computes in the autocast
     dtype. Raises ValueError or TypeError in one line for a shape, dtype or device that does not

@@ -1,7 +1,7 @@
 """Which kernel runs for a tensor, and who may choose it.
 
-The first of these that names a kernel decides: the argument `kernel`, `set_default_kernel`, the
-environment variable CRAB_KERNEL. Without any of them it is `auto`.
+The argument `kernel` decides. Without it the environment variable CRAB_KERNEL decides. Without both
+it is `auto`.
 
 - `auto` takes the compiled kernel of the tensor's device if it is built and fits, else torch. It
   never compiles.
@@ -22,29 +22,16 @@ KERNELS = ("auto", "torch", "cpp", "cuda")
 MOST_COLUMNS = 64       # of E · r and E + r: what CUDA registers hold, see kernels.cuh
 _DTYPES = {"cpp": (torch.float32, torch.bfloat16, torch.float64),
            "cuda": (torch.float32, torch.bfloat16)}
-_default = ""           # what set_default_kernel was given; autograd's threads read it, too
 _decided = {}           # (name, device, dtype, heads, rank) -> the module that runs
 _said = set()           # the lines that were printed
-
-
-def set_default_kernel(name):
-    """Sets the kernel of every call of this process that names none. Returns the former default.
-
-    name: one of KERNELS, or None: CRAB_KERNEL decides again. Raises ValueError for another name.
-    """
-    global _default
-    if name is not None:
-        _check(name, "set_default_kernel")
-    before, _default = _default, name or ""
-    return before or None
 
 
 def pick(kernel, x, B):
     """The module whose `forward` and `backward` run for rows x (N, in) and heads B (E, r, out).
 
-    kernel: one of KERNELS, or "" for the default. Raises ValueError for another name.
+    kernel: one of KERNELS, or "": then CRAB_KERNEL decides. Raises ValueError for another name.
     """
-    asked = kernel or _default or os.environ.get("CRAB_KERNEL") or "auto"
+    asked = kernel or os.environ.get("CRAB_KERNEL") or "auto"
     if x.shape[0] == 0:
         return torch_path
     key = (asked, x.device, x.dtype, B.shape[0], B.shape[1])

@@ -65,7 +65,7 @@ def beats(config: Mapping, state_dict: Mapping[str, Tensor]) -> BEATs:
     config: the file's "cfg". The table of relative distances stands under every layer in the file
     and must be the same in all. The classifier of the fine-tuned files is not needed.
     """
-    call = "official.beats"
+    call = "weights.beats"
     # A field that is absent has BEATs' own default, which for these three is not what is needed.
     absent = dict.fromkeys(("deep_norm", "gru_rel_pos", "relative_position_embedding"), False)
     require(call, absent | dict(config), layer_norm_first=False, conv_bias=False,
@@ -90,7 +90,7 @@ def clip_vit(config: Mapping, state_dict: Mapping[str, Tensor]) -> ViT:
     not needed. The layers that Crab reads are counted from the end, so that they are 14, 22 and 23
     of ViT-L/14's 24.
     """
-    call = "official.clip_vit"
+    call = "weights.clip_vit"
     config = config.get("vision_config", config)
     require(call, config, hidden_act="quick_gelu", num_channels=3)
     layers = number(call, config, "num_hidden_layers")
@@ -109,7 +109,7 @@ def llama(config: Mapping, state_dict: Mapping[str, Tensor]) -> LLM:
 
     With as many key heads as query heads, or fewer.
     """
-    call = "official.llama"
+    call = "weights.llama"
     # Newer files put rope_theta into a section of its own.
     config = dict(config) | dict(config.get("rope_parameters") or {})
     require(call, config, hidden_act="silu", tie_word_embeddings=False, attention_bias=False,
@@ -135,7 +135,7 @@ def sam_mask_decoder(config: Mapping, state_dict: Mapping[str, Tensor]) -> Promp
     m(image_embeddings (1,C,h,w), sparse (N,L,C), dense (N,C,h,w)) -> masks (N,4,4h,4w), iou (N,4);
     m.prompt(points, labels, boxes, masks) -> sparse, dense.
     """
-    call = "official.sam_mask_decoder"
+    call = "weights.sam_mask_decoder"
     require(call, config, transformer_activation="ReLU", upscaling_activation="GELU(erf)")
     width = number(call, config, "transformer_dim")
     sizes = {ours: number(call, config, name) for ours, name in {
@@ -162,7 +162,7 @@ def interaction_lora(config: Mapping, state_dict: Mapping[str, Tensor]) -> Inter
     whether there is a bias. Head i's published B_i is m.lora_B[i], transposed. A, B and the router
     take gradients; weight and bias do not.
     """
-    call = "official.interaction_lora"
+    call = "weights.interaction_lora"
     dropout = number(call, config, "lora_dropout", float) if config.get("lora_dropout") else 0.0
     cfg = LoRAConfig(rank=number(call, config, "r"), heads=number(call, config, "lora_nums"),
                      alpha=number(call, config, "lora_alpha", float), dropout=dropout)

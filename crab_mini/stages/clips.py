@@ -69,6 +69,7 @@ def check_clips(folder: Path, cfg: Config, miniature: bool) -> None:
     miniature: whether it must be the data set that train.py itself would make. A folder of that
     name may hold another one, which `python -m crab_mini.world` has made.
     """
+    # Any folder has to fit the model.
     index = index_of(folder)
     if index["image"] != cfg.vision.image:
         raise ConfigError(f"{folder}: expected frames of {cfg.vision.image} pixels, found "
@@ -77,6 +78,7 @@ def check_clips(folder: Path, cfg: Config, miniature: bool) -> None:
     if not miniature:
         return
 
+    # The miniature's own folder has to hold what train.py would have rendered.
     wanted, advice = miniature_numbers(cfg), f"; --data {folder} takes it as it is"
     splits = Counter(vid.partition("_")[0] for vid in index["clips"])
     first = min(clip["seed"] for clip in index["clips"].values())       # of the training clips

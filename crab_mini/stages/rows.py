@@ -50,12 +50,12 @@ def draw_rows(view: View, rng, tries: int,
 def shown_seconds(task: str, row: dict) -> list[int]:
     """The seconds of the clip that a row's sequence holds."""
     count = TASKS[task].frames
-    return [target_second(row)] if count == 1 else list(range(count))
+    return [target_second(task, row)] if count == 1 else list(range(count))
 
 
-def target_second(row: dict) -> int:
+def target_second(task: str, row: dict) -> int:
     """The second whose frame is segmented or grounded."""
-    return row["frame_idx"] if "frame_idx" in row else row["idx"]
+    return row[TASKS[task].second_field]
 
 
 def mask_targets(task: str, row: dict) -> list[list[int]]:
@@ -151,7 +151,7 @@ class ClipSampler:
         named = named_categories(clips.views[clip], task, row, clips.categories)
         mask_features, masks = None, None
         if named is not None:
-            second = target_second(row)
+            second = target_second(task, row)
             mask_features = features.visual[features.frames[clip, second]][features.mask_layers]
             labels = clips.labels[clip, second]                             # (H,W), 1 + category
             masks = torch.stack([torch.isin(labels, group.nonzero()[:, 0] + 1) for group in named])

@@ -44,9 +44,12 @@ class AVCap(Task):
 
     def score(self, answers: list[Answer], vocabulary: list[str]) -> list[Score]:
         """Recall and precision of mentioned events, and CIDEr. Baseline: the next caption."""
+        # The baseline gives each clip the caption of the next; it needs two clips.
         captions = [a.parsed for a in answers]
         truth = [self.bare(a.sample.fields) for a in answers]
         shifted = truth[1:] + truth[:1] if len(truth) > 1 else None
+
+        # Events by their names: how many are mentioned rightly, mentioned, and true.
         events = [metrics.event_mentions(caption, vocabulary) for caption in truth]
 
         def table(texts) -> np.ndarray:
@@ -57,6 +60,7 @@ class AVCap(Task):
         ours = table(captions)
         other = None if shifted is None else table(shifted)
 
+        # CIDEr stands last, below precision and recall of events.
         references = [[caption] for caption in truth]
         scores = [measure("CIDEr", metrics.cider(captions, references),
                           baseline=None if shifted is None else metrics.cider(shifted, references),

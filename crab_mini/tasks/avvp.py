@@ -50,15 +50,18 @@ class AVVP(Task):
         """Each pair of tags holds a name and spans such as (3 6), inside the clip."""
         text, key = fields["label_content"], "label_content"
         for tag in ("visual_event", "audio_event"):
+            # Every opening tag has its closing one.
             inner = re.findall(f"<{tag}>(.*?)</{tag}>", text, re.S)
             if not len(inner) == text.count(f"<{tag}>") == text.count(f"</{tag}>"):
                 raise DataError(place, key, f"mislabelled: <{tag}> tags do not pair up")
+            # Between them stand a name and its spans.
             for event in inner:
                 name, spans = name_and_spans(event)
                 inside = all(start < end <= CLIP_SECONDS for start, end in spans)
                 if not name or not spans or not inside:
                     raise DataError(place, key, f"mislabelled: {shortened(event)} needs a name and "
                                                 f"spans (start end) within 0..{CLIP_SECONDS}")
+        # A text without tags has to say that there is nothing to list.
         if "_event>" not in text and not any(words in text for words in NOTHING):
             raise DataError(place, key, "mislabelled: no <visual_event> or <audio_event>")
 

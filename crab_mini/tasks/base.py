@@ -1,8 +1,9 @@
 """A task is one class: its annotation, prompt, answer, parser, rules, score and picture.
 
-`fields` always means an annotation in the AV-UIE layout, a dict. Everything outside this folder
-asks a task for what it needs and never looks at its name. A class overrides what differs from the
-defaults below; one object of it is given to `register`.
+`fields` always means an annotation in the AV-UIE layout, a dict. Code outside this folder asks a
+task for what it needs and has no branch on its name. A class overrides what differs from the
+defaults below; one object of it is given to `register`. A method without a docstring in a class of
+a task does what the docstring here says.
 """
 
 import difflib
@@ -35,6 +36,7 @@ class Task:
     long_clips = False                  # clips over 20 s are looked at every six seconds
     loose_pictures = False              # a picture may belong to no second of the sound
     clips_folder = ""                   # where pictures lie: {clips_folder}/{clip}/frames/{second}
+    second_field = "frame_idx"          # the key with the second of the frame in question, if any
 
     # What the model answers with.
     masks = False                       # mask tokens
@@ -172,6 +174,7 @@ def load_plugin(path: Path | None) -> None:
     """
     if path is None:
         return
+    # The file is imported under a name of its own, and stays imported.
     before = set(TASKS)
     try:
         spec = importlib.util.spec_from_file_location(f"plugin_{Path(path).stem}", path)

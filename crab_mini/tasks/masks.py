@@ -46,7 +46,6 @@ class MaskTask(Task):
     fields = {"vid": "id", "uid": "id", "a_obj": "text", "frame_idx": "second", **PICTURE,
               "label_content": "text"}
     masks = True
-    second_field = "frame_idx"      # the key with the second of the frame in question
     mask_folder = "labels_semantic"
 
     def check_meaning(self, fields: dict, place: str) -> None:

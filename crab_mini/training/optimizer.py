@@ -49,6 +49,7 @@ def parameter_groups(module: nn.Module, cfg: StageConfig, lr_scale=None) -> list
     lr_scale: a function of a parameter's name, the factor of its learning rate (default 1). Vectors
     (norms, biases) get no weight decay. Raises ValueError if nothing is trainable.
     """
+    # Parameters with the same optimizer, factor and weight decay share a group.
     hidden = hidden_matrices(module) if cfg.muon_lr > 0 else set()
     groups: dict[tuple, dict] = {}
     for name, p in module.named_parameters():
