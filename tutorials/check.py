@@ -90,6 +90,7 @@ class Exercise:
     lives: str
     shortcuts: tuple[str, ...] = ()
     replaces: bool = True
+    place: str = ""                             # where `using` puts an answer, if not where `lives` says
     properties: list[Property] = field(default_factory=list)
     package_answer: Callable | None = None      # (*the stub's arguments), where the package's arguments differ
     package_form: Callable | None = None        # answer -> what is put into the package, where they differ
@@ -132,12 +133,12 @@ class Exercise:
 
 
 def exercise(notebook: str, lives: str, points: int = 1, shortcuts: tuple[str, ...] = (),
-             replaces: bool = True) -> Callable[[Callable], Exercise]:
+             replaces: bool = True, place: str = "") -> Callable[[Callable], Exercise]:
     """Decorator of a stub: registers the exercise under the stub's name."""
     def register(stub: Callable) -> Exercise:
         if stub.__name__ in EXERCISES:
             raise ValueError(f"exercise {stub.__name__}: there is one of this name already")
-        EXERCISES[stub.__name__] = Exercise(stub, notebook, points, lives, shortcuts, replaces)
+        EXERCISES[stub.__name__] = Exercise(stub, notebook, points, lives, shortcuts, replaces, place)
         return EXERCISES[stub.__name__]
     return register
 
@@ -223,8 +224,7 @@ class Trial:
 
     def gradients_agree(self, *arguments, tolerance: float = TOLERANCE, **named) -> None:
         """Raises Broken where the gradient of an argument that asks for one differs from the package's."""
-        theirs = []
-        mine = self.gradients(lambda *a, **n: self.call_inside(a, n), arguments, named)
+        mine = self.gradients(self.run, arguments, named)
         theirs = self.gradients(self.exercise.original(), arguments, named)
         names = list(inspect.signature(self.exercise.stub).parameters)
         for place, got, wanted in zip(range(len(arguments)), mine, theirs):
@@ -234,8 +234,8 @@ class Trial:
             text = difference(got, wanted, tolerance)
             self.expect(text is None, f"the package's gradient of {names[place]}", text or "")
 
-    def call_inside(self, arguments: tuple, named: dict):
-        """`call` on the arguments themselves, so that gradients reach them."""
+    def run(self, *arguments, **named):
+        """The student's function on the arguments themselves, so that gradients reach them."""
         self.show(arguments, named)
         return self.answer(*arguments, **named)
 
@@ -317,7 +317,7 @@ def using(*answers: Callable):
             exercise = named_exercise(answer)
             if not exercise.replaces:
                 raise ValueError(f"using: {exercise.name} is a part of {exercise.where()} and cannot be replaced alone")
-            owner, name, original = find(exercise.lives)
+            owner, name, original = find(exercise.place or exercise.lives)
             put = exercise.package_form(answer) if exercise.package_form else answer
 
             # A function that other files imported by name is replaced there too.

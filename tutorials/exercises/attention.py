@@ -30,8 +30,8 @@ def _(trial):
 
 @attend.requires("scores are divided by sqrt(d)", "d is the width of one head, the last axis of q")
 def _(trial):
-    for width in (2, 4, 16):
-        trial.agree(*three(trial, 1, width, 2))
+    for width, heads in ((2, 1), (4, 1), (16, 1), (4, 2)):
+        trial.agree(*three(trial, 1, width, 2, heads))
 
 
 @attend.requires("masked keys have no weight, and the others' weights still sum to one",
@@ -94,6 +94,13 @@ def _(trial):
         trial.expect(not bool(found[0, 0][after].any()), "False above the diagonal", "True")
 
 
+@causal_mask.requires("every query sees itself, a padded one too", "a row of nothing but -inf is NaN after the softmax")
+def _(trial):
+    for row in ("01", "0011"):
+        found = trial.call(mask(row), len(row))
+        trial.expect(bool(found[0, 0].diagonal().all()), "True on the whole diagonal", "False")
+
+
 @causal_mask.requires("the queries are the LAST keys", "with a cache, the first query stands at column K - queries")
 def _(trial):
     for row, queries in (("11", 1), ("1111", 2), ("11111", 1)):
@@ -104,13 +111,6 @@ def _(trial):
 def _(trial):
     found = trial.call(mask("011"), 3)
     trial.expect(not bool(found[0, 0, 1:, 0].any()), "False in the padded key's column", "True")
-
-
-@causal_mask.requires("every query sees itself, a padded one too", "a row of nothing but -inf is NaN after the softmax")
-def _(trial):
-    for row in ("01", "0011"):
-        found = trial.call(mask(row), len(row))
-        trial.expect(bool(found[0, 0].diagonal().all()), "True on the whole diagonal", "False")
 
 
 @causal_mask.requires("rows are padded differently", "attention_mask keeps its first axis")

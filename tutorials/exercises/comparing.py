@@ -62,9 +62,9 @@ def _(trial):
 @paired_interval.requires("the seed decides, and only it", "np.random.default_rng(seed), made inside")
 def _(trial):
     a, b = trial.numbers.random(10), trial.numbers.random(10)
-    first = trial.answer(a, b, 50, 3)
-    trial.equal(np.array(trial.answer(a, b, 50, 3)), np.array(first), 1e-12)
-    trial.expect(tuple(trial.answer(a, b, 50, 4)) != tuple(first), "another interval for another seed", "the same")
+    first = trial.run(a, b, 50, 3)
+    trial.equal(np.array(trial.run(a, b, 50, 3)), np.array(first), 1e-12)
+    trial.expect(tuple(trial.run(a, b, 50, 4)) != tuple(first), "another interval for another seed", "the same")
 
 
 @exercise("12", lives=PARTNERS, points=2, replaces=False)

@@ -63,15 +63,24 @@ def flop_ratio(width, out):
 flop_ratio.answered_by(bench.flop_floor)
 
 
-@flop_ratio.requires("the frozen layer's work is two products", "2 * width * out: forward and the gradient of x")
-def _(trial):
-    trial.agree(8, 8)
-    trial.agree(1024, 1024)
+WIDE = 10 ** 9                  # beside so wide a side the other one's share is nothing
 
 
-@flop_ratio.requires("width and out have their own share", "A and W_r read width numbers, B writes out numbers")
+@flop_ratio.requires("A and the router read every number of the input",
+                     "(r + E) * width, three products, over 2 * width * out")
 def _(trial):
-    trial.agree(4096, 11008)
-    trial.agree(11008, 4096)
-    for width, out in trial.whole(64, 5000, 3, 2).tolist():
+    trial.agree(WIDE, 8)
+    trial.agree(WIDE, 1024)
+
+
+@flop_ratio.requires("all heads of B write every number of the output",
+                     "r * E * out, three products, over 2 * width * out")
+def _(trial):
+    trial.agree(8, WIDE)
+    trial.agree(1024, WIDE)
+
+
+@flop_ratio.requires("both shares together", "1 + their sum")
+def _(trial):
+    for width, out in ((8, 8), (4096, 11008), *trial.whole(64, 5000, 3, 2).tolist()):
         trial.agree(width, out)

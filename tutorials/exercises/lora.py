@@ -18,7 +18,8 @@ def layer(trial, rows: int, width: int, out: int, rank: int, heads: int):
     return [trial.normal(*shape) for shape in shapes]
 
 
-@exercise("08", lives="crab_mini.fused_lora.reference:loop", points=3, shortcuts=ORACLES)
+@exercise("08", lives="crab_mini.fused_lora.reference:loop", points=3, shortcuts=ORACLES,
+          place="crab_mini.model.lora:InteractionLoRALinear.forward")
 def lora_forward(x, weight, bias, A, W_r, B, alpha):
     """Section 3.2: y = W x + b + (alpha / r) * sum_i softmax(W_r x)_i * B_i A x, for N tokens.
 
@@ -35,9 +36,11 @@ def _(x, weight, bias, A, W_r, B, alpha):
 
 @lora_forward.placed_by
 def _(answer):
-    def loop(x, weight, bias, A, W_r, B, scaling):
-        return answer(x, weight, bias, A, W_r, B, scaling * len(A))
-    return loop
+    def forward(self, x):
+        bias = x.new_zeros(self.out_features) if self.bias is None else self.bias
+        y = answer(x.flatten(0, -2), self.weight, bias, self.lora_A, self.lora_route, self.lora_B, self.cfg.alpha)
+        return y.unflatten(0, x.shape[:-1])
+    return forward
 
 
 @lora_forward.requires("without B it is the frozen layer", "x W^T + bias")
@@ -145,8 +148,7 @@ def _(trial):
 @merged_weight.requires("B_i A, not A B_i: the shapes (out,r) and (r,in)", "B holds B_i transposed")
 def _(trial):
     trial.agree(trial.normal(2, 3), trial.normal(1, 3), trial.normal(1, 1, 2), 1.0)
-    square = trial.normal(2, 2), trial.normal(2, 2), trial.normal(1, 2, 2)
-    trial.agree(*square, 2.0)
+    trial.agree(trial.normal(2, 2), trial.normal(1, 2), trial.normal(1, 1, 2), 1.0)
 
 
 @merged_weight.requires("the branch is scaled by alpha / r", "r = len(A)")

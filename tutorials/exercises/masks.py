@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 import torch
 
 from crab_mini.model.crab import Crab
@@ -94,19 +95,27 @@ def pixels(*rows) -> torch.Tensor:
 
 @dice_loss.requires("one loss for each mask", "sum over the last two axes, not over the batch")
 def _(trial):
-    trial.agree(pixels([8.0, -8.0], [-8.0, -8.0]), pixels([1, 0], [0, 1]))
+    logits, target = pixels([8.0, -8.0], [-8.0, -8.0]), pixels([1, 0], [0, 1])
+    alone = torch.cat([trial.call(logits[k:k + 1], target[k:k + 1]) for k in range(2)])
+    trial.equal(trial.call(logits, target), alone)
 
 
-@dice_loss.requires("logits become probabilities", "sigmoid")
+@dice_loss.requires("logits become probabilities", "p = sigmoid(logits): sure is 1 and not more; 0.5 is less sure than 3")
 def _(trial):
-    trial.agree(pixels([0.0]), pixels([1]))
-    trial.agree(pixels([0.5, -1.0]), pixels([1, 0]))
+    trial.equal(trial.call(pixels([20.0]), pixels([1])), trial.call(pixels([40.0]), pixels([1])))
+    doubt, sure = (float(trial.call(pixels([v]), pixels([1]))) for v in (0.5, 3.0))
+    trial.expect(doubt > sure + 1e-3, "a higher loss at logit 0.5 than at 3", f"{doubt:.4f} and {sure:.4f}")
+
+
+@dice_loss.requires("a perfect mask costs nothing", "2 |p t|, as p and t both hold it; the same 1 above and below")
+def _(trial):
+    trial.equal(trial.call(pixels([40.0, -40.0]), pixels([1, 0])), torch.zeros(1))
 
 
 @dice_loss.requires("the 1 stands above and below: an empty target's loss is smooth", "(2 pt + 1) / (p + t + 1)")
 def _(trial):
-    trial.agree(pixels([-1.0, -1.0]), pixels([0, 0]))
-    trial.agree(pixels([-20.0]), pixels([0]))
+    trial.equal(trial.call(pixels([-12.0]), pixels([0])), torch.zeros(1))
+    trial.equal(trial.call(pixels([-12.0, -12.0]), pixels([0, 0])), torch.zeros(1))
 
 
 @dice_loss.requires("p and t are summed as they are", "not squared")
@@ -127,12 +136,20 @@ def bce_loss(logits, target):
 
 @bce_loss.requires("one loss for each mask", "mean over the pixels, not over the batch")
 def _(trial):
-    trial.agree(pixels([1.0], [-2.0]), pixels([1], [1]))
+    logits, target = pixels([1.0], [-2.0]), pixels([1], [1])
+    alone = torch.cat([trial.call(logits[k:k + 1], target[k:k + 1]) for k in range(2)])
+    trial.equal(trial.call(logits, target), alone)
 
 
 @bce_loss.requires("the mean over the pixels, not the sum", "a larger picture is not a larger loss")
 def _(trial):
-    trial.agree(pixels([0.0, 0.0]), pixels([1, 0]))
+    trial.equal(trial.call(pixels([0.5, 0.5]), pixels([1, 1])), trial.call(pixels([0.5]), pixels([1])))
+
+
+@bce_loss.requires("minus the logarithm of the right answer's probability", "-log sigmoid(x) where the target is 1")
+def _(trial):
+    trial.agree(pixels([0.0]), pixels([1]))
+    trial.agree(pixels([2.0]), pixels([0]))
 
 
 @bce_loss.requires("sure and wrong is finite", "log(sigmoid(-100)) is -inf; use the logits themselves")
@@ -156,20 +173,24 @@ def mask_iou(pred, target):
 
 @mask_iou.requires("foreground is a logit above 0", "sigmoid(0) = 0.5")
 def _(trial):
-    trial.agree(pixels([0.2, -1.0]), pixels([1, 1]))
+    trial.equal(trial.call(pixels([0.2, -1.0]), pixels([1, 1])), np.asarray(trial.call(pixels([5.0, -5.0]), pixels([1, 1]))))
 
 
 @mask_iou.requires("one number for each mask", "not the batch's pixels in one")
 def _(trial):
-    trial.agree(pixels([1.0, 1.0], [1.0, -1.0]), pixels([1, 0], [1, 0]))
-
-
-@mask_iou.requires("nothing predicted where nothing is scores 1, something scores 0", "look at an empty union")
-def _(trial):
-    trial.agree(pixels([-1.0, -1.0], [1.0, -1.0]), pixels([0, 0], [0, 0]))
+    pred, target = pixels([1.0, 1.0], [1.0, -1.0]), pixels([1, 0], [1, 0])
+    alone = np.concatenate([np.asarray(trial.call(pred[k:k + 1], target[k:k + 1])) for k in range(2)])
+    trial.equal(trial.call(pred, target), alone)
 
 
 @mask_iou.requires("over the union, not over the target or the sum", "(p & t) / (p | t)")
 def _(trial):
+    trial.agree(pixels([1.0, 1.0]), pixels([1, 0]))
     trial.agree(pixels([1.0, 1.0, -1.0]), pixels([0, 1, 1]))
     trial.agree(trial.normal(4, 3, 5), (trial.normal(4, 3, 5) > 0).float())
+
+
+@mask_iou.requires("nothing predicted where nothing is scores 1, something scores 0", "look at an empty union")
+def _(trial):
+    trial.agree(pixels([-1.0, -1.0]), pixels([0, 0]))
+    trial.agree(pixels([1.0, -1.0]), pixels([0, 0]))

@@ -84,8 +84,9 @@ def _(features, h, w, grid, queries):
 
 @query_start.requires("one cell: the mean, not the sum", "divide by the number of places in the cell")
 def _(trial):
-    code = place_code(1, 2, 4)
-    trial.equal(trial.call(torch.ones(1, 2, 4) - code, 1, 2, (1, 1), 1), torch.ones(1, 1, 4))
+    features = trial.normal(1, 2, 4)
+    more = trial.call(features + 1, 1, 2, (1, 1), 1) - trial.call(features, 1, 2, (1, 1), 1)
+    trial.equal(more, torch.ones(1, 1, 4))
 
 
 @query_start.requires("the place code is in it", "features + place_code(h, w, D)")
@@ -96,8 +97,8 @@ def _(trial):
 
 @query_start.requires("each query has its own cell", "(Q,P) weights times (P,D)")
 def _(trial):
-    trial.agree(trial.normal(1, 2, 4), 1, 2, (1, 2), 2)
-    trial.agree(trial.normal(1, 8, 4), 2, 4, (2, 2), 4)
+    trial.agree(trial.normal(1, 4, 4), 2, 2, (2, 2), 4)
+    trial.agree(trial.normal(1, 16, 4), 4, 4, (2, 2), 4)
 
 
 @query_start.requires("rows and columns are not swapped", "h comes first, in cells and in place_code")
@@ -151,7 +152,7 @@ def _(trial):
 
 @keys_values_bias.requires("each head pulls by its own amount", "pull[:, None, None] * cells")
 def _(trial):
-    found, wanted = parts(trial, trial.normal(1, 2, 4), 1, 2, (1, 2), 2, torch.tensor([1.0, 3.0]))
+    found, wanted = parts(trial, trial.normal(1, 2, 4), 1, 2, (1, 1), 1, torch.tensor([1.0, 3.0]))
     trial.equal(found[2], wanted[2])
 
 

@@ -36,6 +36,12 @@ def _(trial):
     truth(trial, "no", "dog/")
 
 
+@offscreen_truth.requires("names are compared, not counted", "heard - seen, the difference of two sets")
+def _(trial):
+    truth(trial, "yes", "dog/bell")
+    truth(trial, "no", "dog,bell/bell")
+
+
 @offscreen_truth.requires("seen in another second does not count", "compare second by second, not the whole clip")
 def _(trial):
     truth(trial, "yes", "dog/", "/dog")

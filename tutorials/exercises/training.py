@@ -39,6 +39,11 @@ def _(trial):
     trial.agree(*batch(trial, "pa"))
 
 
+@answer_loss.requires("the mean over the answer's ids, not the sum", "divide by how many they are")
+def _(trial):
+    trial.agree(*batch(trial, "paa"))
+
+
 @answer_loss.requires("the prompt does not count", "loss_mask[:, 1:], the mask of what is predicted")
 def _(trial):
     trial.agree(*batch(trial, "ppa"))
@@ -81,7 +86,7 @@ def _(trial):
 @schedule.requires("it never exceeds one", "min(1, ..)")
 def _(trial):
     trial.agree(9, 0.1, 4)
-    trial.agree(50, 0.4, 4)
+    trial.agree(50, 0.2, 4)
 
 
 @schedule.requires("it falls over the last 60 %, to zero at the end", "(1 - progress) / 0.6")

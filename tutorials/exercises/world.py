@@ -39,7 +39,7 @@ def _(trial):
 
 @spans_of_both.requires("a gap of one second divides a run", "a run ends wherever the next second is False")
 def _(trial):
-    trial.agree(row("1101100"), row("1101100"))
+    trial.agree(row("0110110"), row("0110110"))
 
 
 @spans_of_both.requires("a run may reach the clip's first and last second", "pad with False on both sides")
@@ -65,10 +65,16 @@ def second_labels(event, seconds=10):
     raise NotImplementedError
 
 
-@second_labels.requires("the end is excluded", "start <= t < end")
+@second_labels.requires("the first second is in, the end is not", "start <= t < end")
 def _(trial):
-    trial.agree(("dog", 1, 2), 3)
-    trial.agree(("dog", 0, 3), 5)
+    for start, end in ((1, 2), (0, 3), (4, 10)):
+        named = [label == "dog" for label in trial.call(("dog", start, end))[:10]]
+        trial.equal(named, [start <= t < end for t in range(10)])
+
+
+@second_labels.requires("other seconds are background", 'the label "background"')
+def _(trial):
+    trial.agree(("dog", 0, 9))
 
 
 @second_labels.requires("there is a label for each second of the clip", "`seconds` of them, whatever the event says")
@@ -94,7 +100,14 @@ def ave_accuracy(pred, target):
 
 @ave_accuracy.requires("one number for each clip", "the mean over a clip's seconds, not over all clips")
 def _(trial):
-    trial.agree([["dog", "bell"], ["dog", "dog"]], [["dog", "dog"], ["dog", "dog"]])
+    pred, target = [["dog", "bell"], ["dog", "dog"]], [["dog", "dog"], ["dog", "dog"]]
+    alone = [float(np.asarray(trial.call(pred[k:k + 1], target[k:k + 1]))[0]) for k in range(2)]
+    trial.equal(trial.call(pred, target), np.array(alone))
+
+
+@ave_accuracy.requires("the share of seconds with the right label", "each second counts by itself")
+def _(trial):
+    trial.agree([["dog", "bell"]], [["dog", "dog"]])
 
 
 @ave_accuracy.requires("background counts as a label", "leave no second out")

@@ -71,7 +71,7 @@ def _(trial):
         result = function(leaves[0].clone(), slots, leaves[1].clone())
         trial.expect(result.requires_grad, "a result that gradients flow through", "none")
         return torch.autograd.grad((result * weights).sum(), leaves, allow_unused=True)
-    mine, theirs = gradients(trial.answer), gradients(expected_write)
+    mine, theirs = gradients(trial.run), gradients(expected_write)
     for name, got, wanted in zip(("embeds", "tokens"), mine, theirs):
         trial.expect(got is not None, f"a gradient that reaches {name}", "none")
         trial.equal(got, wanted)
@@ -110,6 +110,7 @@ def words(trial, *rows: str) -> None:
 @word_before.requires("the first slot of a run reads the place before it", "place - 1, where that is a word")
 def _(trial):
     words(trial, "01")
+    words(trial, "001")
 
 
 @word_before.requires("all slots of a run read the same word", "the last place that is no slot: cummax of the places")
