@@ -181,7 +181,7 @@ print(f"four models in {time.perf_counter() - started:.0f} s")
 
 # %%
 figure, axis = plt.subplots(figsize=(7.5, 3))
-for label, colour, marker in zip(setups, COLOURS[::2] + COLOURS[1::2], "xos^"):
+for label, colour, marker in zip(setups, COLOURS, "xos^"):
     curve = trained[label][1]
     axis.plot(range(20, 20 * len(curve) + 1, 20), curve, color=colour, marker=marker, markersize=4, label=label)
 axis.axhline(1 / NAMES, color="black", linewidth=0.8, linestyle=":", label="guessing")
@@ -194,7 +194,7 @@ for label, (_, carry, _, _) in setups.items():
     llm, curve = trained[label]
     print(f"{label:32} {curve[-1]:.2f}         {accuracy(llm, moving, carry):.2f}")
 final = [curve[-1] for _, curve in trained.values()]
-assert final[0] > 0.95 and final[1] < 0.8 and final[2] > 0.95 and final[3] > 0.95
+assert final[0] > 0.95 and final[1] < 0.9 and final[2] > 0.95 and final[3] > 0.95
 
 # %% [markdown]
 # Read it from the top.
@@ -204,9 +204,9 @@ assert final[0] > 0.95 and final[1] < 0.8 and final[2] > 0.95 and final[3] > 0.9
 #   with a fixed layout says nothing about looking things up.
 # - *Plain, one layer*: stuck. At the place of a name stands only the name, and no query can tell whose second it follows.
 #   It does far better than guessing all the same: question 1 below.
-# - *Plain, two layers*: long as good as the former, then it *finds* something and climbs to the top. The first layer lets
-#   each name look at the token before it, so that the name carries its second; the second layer finds the name that
-#   carries the asked number. Such a pair is called an *induction head* (arXiv 2209.11895).
+# - *Plain, two layers*: long as good as the former, then it *finds* something and climbs to the top. The textbook's way
+#   would be an *induction head* (arXiv 2209.11895): the first layer lets each name look at the token before it, so that
+#   the name carries its second; the second layer finds the name that carries the asked number. We will look whether it is.
 # - *Carrying their second, one layer*: one layer is enough, and it learns at once. That is what "finds it in one step of
 #   attention" means in `crab_mini/model/crab.py`.
 #
@@ -217,42 +217,52 @@ assert final[0] > 0.95 and final[1] < 0.8 and final[2] > 0.95 and final[3] > 0.9
 # a watcher in the package's place with `using`, the same way in which you put in your own answers, and run one story.
 
 # %%
-def watched(llm: LLM, ids: torch.Tensor) -> list[torch.Tensor]:
-    """The attention weights (L,L) of each layer for one story."""
+def watched(llm: LLM, ids: torch.Tensor, places: torch.Tensor, carry: bool) -> list[torch.Tensor]:
+    """The attention weights (count,L,L) of each layer."""
     kept = []
 
     def attend(q, k, v, mask=None, causal=False):
         identity = torch.eye(k.shape[2]).expand(*k.shape[:2], -1, -1)
-        kept.append(package_attend(q, k, identity, mask, causal)[0, 0])
+        kept.append(package_attend(q, k, identity, mask, causal)[:, 0])
         return package_attend(q, k, v, mask, causal)
     with using(attend), torch.no_grad():
-        llm(ids)
+        answers(llm, ids, places, carry)
     return kept
 
 
-ids, _, places = draw(1, torch.Generator().manual_seed(3))
-signs = "012345abcdefghij?-"
-words = [signs[i] for i in ids[0].tolist()]
-maps = watched(trained["plain, 2 layers"][0], ids)
-figure, axes = plt.subplots(1, 2, figsize=(8.5, 4))
-for number, (axis, weights) in enumerate(zip(axes, maps)):
-    axis.imshow(weights, cmap="cividis", vmin=0, vmax=1)
-    axis.set(title=f"layer {number}", xlabel="looks at", ylabel="token", xticks=range(len(words)), yticks=range(len(words)),
+stories, _, places = draw(300, torch.Generator().manual_seed(3))
+carrying = watched(trained["carrying their second, 1 layer"][0], stories, places, True)
+plain = watched(trained["plain, 2 layers"][0], stories, places, False)
+words = ["012345abcdefghij?-"[i] for i in stories[0].tolist()]
+figure, axes = plt.subplots(1, 3, figsize=(11, 3.8))
+for axis, weights, title in zip(axes, (*carrying, *plain), ("carrying, its only layer", "plain, layer 0", "plain, layer 1")):
+    axis.imshow(weights[0], cmap="cividis", vmin=0, vmax=1)
+    axis.set(title=title, xlabel="looks at", ylabel="token", xticks=range(len(words)), yticks=range(len(words)),
              xticklabels=words, yticklabels=words)
 plt.show()
-names, asked = places[0], int(ids[0, -1])
-print("story", "".join(words[:-2]), f"  asked: {asked}, answer: {words[names[asked]]}")
-print(f"layer 1, the last token: {maps[1][-1, names[asked]]:.2f} of its attention lies on the answer's place")
-print(f"layer 0, the names: {maps[0][names, names - 1].mean():.2f} of their attention lies on the second before them")
+
+# Averages over 300 stories: of the last token, and of the names.
+row, asked = torch.arange(len(stories)), stories[:, -1]
+answer_at = places[row, asked]
+print(f"{'':26} last token: on the answer   on its number   names: on the second before")
+for title, weights in (("carrying, its only layer", carrying[0]), ("plain, layer 0", plain[0]), ("plain, layer 1", plain[1])):
+    last, names = weights[:, -1], weights[row[:, None], places, places - 1]
+    print(f"{title:26} {last[row, answer_at].mean():18.2f} {last[row, answer_at - 1].mean():15.2f} {names.mean():18.2f}")
+assert carrying[0][row, -1, answer_at].mean() > 0.5
 
 # %% [markdown]
-# Look at the bottom row of layer 1: the last token, the asked second, looks at the *name*, not at the equal number in the
-# story. It could not answer from the number: what it needs stands one place later. In layer 0, look at the rows of the
-# names (the letters): each looks one place to the left.
+# Look at the bottom row of each map: that is the asked number, which must produce the answer. On the left it lights up
+# at one place, the answer's. This is a look-up as one imagines it, and the table says the same over 300 stories.
+#
+# Now the plain model. An induction head would show two things: in layer 0 the names look at the second before them, and
+# in layer 1 the last token looks at the answer. Compare with the last column and the first column of the table. When this
+# notebook was built, *neither was there*: the model is right every time and does it in another way, spread over several
+# places, distances and the MLP. We know *that* it needs both layers (the curves), not *how* it uses them. A map of
+# attention is evidence, not an explanation, and an explanation that sounds right still has to be looked for in the numbers.
 #
 # ### Is it the positions? Take them away
 #
-# "One place to the left" is a matter of position. So without rotary positions the same trained model must fail. One line of
+# How much of it is position? Without rotary positions the same trained model sees a bag of tokens. One line of
 # `using` answers it: a function that does not turn anything.
 
 # %%
@@ -269,8 +279,9 @@ for label, (_, carry, _, gap) in setups.items():
     print(f"{label:32} with positions {accuracy(llm, test, carry):.2f}, without {without:.2f}")
 
 # %% [markdown]
-# The plain models fall. The model whose names carry their second finds the place by *content*, and content needs hardly
-# any positions. In a clip of ten seconds with dozens of tokens each this is the more robust way, and it costs one addition.
+# The plain models fall towards guessing. The model whose names carry their second loses, too, for it was trained with
+# positions, but it keeps most: it finds the place by *content*. In a clip of ten seconds with dozens of tokens each this
+# is the more robust way, and it costs one addition.
 #
 # ## The KV cache: why the second token is cheap
 #
