@@ -1,10 +1,12 @@
 """The tutorials: every exercise's check is itself graded, answers are put into the package, notebooks are not stale."""
 
-import importlib.util
+import ast
+import inspect
 import json
 import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from crab_mini.model import attention as attention_file
 from crab_mini.model import llm as llm_file
 from crab_mini.model.llm import LLM
 from crab_mini.model.lora import attach
+from tutorials import build
 from tutorials.check import UNCHANGED, check, examine, using
 from tutorials.compare import difference
 from tutorials.exercises import EXERCISES
@@ -308,3 +311,127 @@ def test_what_is_no_submission_is_one_line(tmp_path, name, content):
     with pytest.raises(SubmissionError) as caught:
         read(tmp_path / name)
     assert str(caught.value).startswith(str(tmp_path / name)) and "\n" not in str(caught.value)
+
+
+# The notebooks ---------------------------------------------------------------------------------------------------------------
+
+def tools_or_skip():
+    """The builder, where jupytext and the others are installed."""
+    for name in build.NEEDED:
+        pytest.importorskip(name)
+
+
+SOURCES = build.sources()
+BOOKS = [build.target_of(source) for source in SOURCES]
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
+def test_a_notebook_belongs_to_its_source_and_keeps_its_limits(source):
+    assert build.staleness(source) is None
+    text = build.target_of(source).read_text()
+    book = json.loads(text)
+    assert not build.problems(book, book["metadata"]["crab_mini"]["seconds"], len(text.encode()))
+    assert "{{" not in text and all(cell["outputs"] or cell["execution_count"] for cell in book["cells"]
+                                    if cell["cell_type"] == "code")
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
+def test_a_source_is_whole(source):
+    text = source.read_text()
+    number = source.stem[:2]
+    assert text.startswith(f"# %% [markdown]\n# # {number} ") and build.MEASURED in text
+    assert "## Three questions to think about" in text and text.count("\n# 3. ") == 1
+    assert "SystemExit(\"this notebook runs in the folder tutorials/" in text
+    used = {alias.name.split(".")[0] for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Import) for alias in node.names}
+    used |= {node.module.split(".")[0] for node in ast.walk(ast.parse(text)) if isinstance(node, ast.ImportFrom)}
+    assert used <= {"lesson", "crab_mini", "torch", "numpy", *sys.stdlib_module_names}, used
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
+def test_a_notebook_s_stubs_are_its_exercises_own(source):
+    tree = ast.parse(source.read_text())
+    found = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name in EXERCISES}
+    checked = {node.value.args[0].id for node in tree.body if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call)
+               and getattr(node.value.func, "id", "") == "check"}
+    own = {name for name, e in EXERCISES.items() if e.notebook == source.stem[:2]}
+    assert checked == set(found) == own
+    for name, node in found.items():
+        stub = ast.parse(textwrap.dedent(inspect.getsource(EXERCISES[name].stub))).body[0]
+        stub.decorator_list = []
+        assert ast.dump(stub) == ast.dump(node), f"{name} in {source.name} is not the stub of its exercise file"
+
+
+def test_the_page_lists_what_is_there():
+    page = (FOLDER / "README.md").read_text()
+    for number in range(1, 14):
+        row = re.search(rf"^\| {number:02} \| .*$", page, re.M)[0]
+        book = [path for path in BOOKS if path.name.startswith(f"{number:02}_")]
+        assert ("there" in row.split("|")[3]) == bool(book), row
+        assert set(re.findall(r"`(\w+)`", row)) == {n for n, e in EXERCISES.items() if e.notebook == f"{number:02}"}, row
+        assert re.findall(r"\((.*?)\)", row) == [path.name for path in book], row
+
+
+@pytest.mark.parametrize("change,words", [
+    (lambda book: book["cells"].extend([dict(cell_type="markdown", source="x")] * 41), "at most 40 cells"),
+    (lambda book: book["cells"][0].update(source="see https://example.org"), "links inside the project"),
+    (lambda book: book["cells"][0].update(source="![a](a.png)"), "a picture's link"),
+    (lambda book: book["cells"][1]["outputs"].append(dict(output_type="error", ename="E", evalue="why")), "raised E"),
+    (lambda book: book["cells"][1]["outputs"].append(dict(output_type="stream", name="stderr", text="oh")), "stderr"),
+    (lambda book: book["cells"][1]["outputs"].append(dict(output_type="display_data", data={"image/svg+xml": ""})), "PNG")])
+def test_what_breaks_a_limit_is_said(change, words):
+    book = dict(cells=[dict(cell_type="markdown", source="# words, [a link](README.md)"),
+                       dict(cell_type="code", source="1", outputs=[])])
+    assert not build.problems(book, 1.0, 10)
+    change(book)
+    assert words in "; ".join(build.problems(book, 1.0, 10))
+
+
+def test_too_slow_and_too_large_is_said():
+    found = "; ".join(build.problems(dict(cells=[]), 61.0, 200_001))
+    assert "at most 60 s" in found and "at most 200 KB" in found
+
+
+def test_a_changed_source_makes_its_notebook_stale(tmp_path, monkeypatch):
+    (tmp_path / "src").mkdir()
+    monkeypatch.setattr(build, "FOLDER", tmp_path)
+    source = tmp_path / "src/02_x.py"
+    source.write_text("# %%\n1\n")
+    assert "is not built" in build.staleness(source)
+    (tmp_path / "02_x.ipynb").write_text(json.dumps(dict(metadata=dict(crab_mini=build.wanted_hashes(source)))))
+    assert build.staleness(source) is None
+    source.write_text("# %%\n2\n")
+    assert "is older than src/02_x.py" in build.staleness(source)
+
+
+def test_an_unknown_notebook_and_missing_tools_are_one_line(monkeypatch, capsys):
+    assert build.main(["77"]) == 2 and "there is no notebook 77" in capsys.readouterr().err
+    monkeypatch.setattr(build, "NEEDED", ("jupytext", "no_such_tool"))
+    assert build.main(["02"]) == 1
+    assert re.fullmatch(r"error: building notebooks needs .*no_such_tool: pip install -e '\.\[dev,tutorials\]'\n", capsys.readouterr().err)
+
+
+def test_a_notebook_s_first_cell_says_what_is_missing():
+    def run(code: str, *options: str) -> str:
+        done = subprocess.run([sys.executable, *options, "-c", code], cwd=FOLDER, capture_output=True, text=True,
+                              env={"PATH": "", "HOME": "/tmp"})
+        assert done.returncode == 1
+        return done.stderr.strip()
+    hide = "import sys; sys.modules['{}'] = None; import lesson"
+    for name, words in (("torch", "has no torch: run there"), ("matplotlib", "the tutorials draw with matplotlib: pip install")):
+        said = run(hide.format(name))
+        assert words in said and "\n" not in said
+
+
+def test_nothing_in_the_package_imports_what_notebooks_need():
+    for path in (HOME / "crab_mini").rglob("*.py"):
+        assert not re.search(r"^\s*(?:import|from) (jupytext|nbclient|nbformat|matplotlib|tutorials|IPython)", path.read_text(), re.M), path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
+def test_a_notebook_runs(source):
+    tools_or_skip()
+    import jupytext
+    book = jupytext.read(source)
+    seconds, peak = build.execute(source, book)
+    assert seconds and not build.problems(json.loads(jupytext.writes(book, fmt="ipynb")), seconds, 0) and peak < 2000

@@ -133,9 +133,10 @@ for size, ratios in timed.items():
 
 # %% [markdown]
 # Read the bars against the dashed floor. The loop is far beyond it although its *operations* are few: it writes and reads
-# full-size tensors, and memory is slower than arithmetic. The fused form comes close to the floor with nothing but
-# PyTorch. What is left to a compiled kernel is the remainder, and on a busy machine it may even be noise. Be careful
-# with such claims: a kernel that wins by a few per cent on one machine can lose on the next.
+# full-size tensors, and memory is slower than arithmetic. The fused form gets most of that back with nothing but PyTorch.
+# What is left to a compiled kernel is the remainder. (The floor counts operations only. Where the frozen layer itself
+# waits for memory, or the machine is busy, a bar may end left of it.) Be careful with small differences: a kernel that
+# wins by a few per cent on one machine can lose on the next.
 #
 # ## Memory: what is kept for the backward pass
 #
@@ -198,8 +199,8 @@ head = Path("../crab_mini/fused_lora/ladder.cuh").read_text()
 table = [(name, int(lines), int(shuffles)) for name, lines, shuffles in re.findall(r"^//   \d (one_\w+) +(\d+) +(\d+)", head, re.M)]
 figure, axis = plt.subplots(figsize=(6.5, 2.2))
 names = [name.replace("_", " ") for name, *_ in table]
-axis.barh(names, [lines for _, lines, _ in table])
-axis.set(xscale="log", xlabel="128-byte lines of memory asked for (64 rows, 256 to 11)")
+axis.plot([lines for _, lines, _ in table], names, marker="o")
+axis.set(xscale="log", xlim=(1e3, 3e5), xlabel="128-byte lines of memory asked for (64 rows, 256 to 11)")
 axis.invert_yaxis()
 plt.show()
 for (name, lines, shuffles), (_, before, _) in zip(table[1:], table):
