@@ -1,9 +1,11 @@
-"""Answers to every exercise of the tutorials: right ones, and wrong ones that students plausibly hand in.
+"""Answers to every exercise of the tutorials: right ones, and wrong ones that students hand in.
 
-    ANSWERS[exercise] = Answers(right {name: function}, wrong {name: (function, the property that it breaks)})
+    ANSWERS[exercise].right     name -> function
+    ANSWERS[exercise].wrong     name -> (function, the beginning of the property that it breaks)
 
-A family is one function of a bug's name: `family(None)` is right, `family("no scale")` has that one mistake. The
-second element of a wrong answer begins the name of the property by which the check must reject it.
+A family is one function of a bug's name: `family(None)` is right, `family("no scale")` has that one
+mistake. The second element of a wrong answer begins the name of the property by which the check
+must reject it.
 """
 
 import math
@@ -24,6 +26,7 @@ from crab_mini.model.qformer import cells, place_code
 @dataclass
 class Answers:
     """What is known about one exercise's answers."""
+
     right: dict = field(default_factory=dict)
     wrong: dict = field(default_factory=dict)
 
@@ -32,44 +35,65 @@ ANSWERS: dict[str, Answers] = {}
 
 
 def family(exercise: str, **bugs: str):
-    """Decorator of a function (bug) -> answer. bugs: name -> the beginning of the property that it breaks."""
+    """Decorator of a function (bug) -> answer. bugs: name -> the beginning of the property that it
+    breaks."""
+
     def add(make):
         known = ANSWERS.setdefault(exercise, Answers())
         known.right[make.__name__] = make(None)
         known.wrong |= {bug: (make(bug), reason) for bug, reason in bugs.items()}
         return make
+
     return add
 
 
 def right(exercise: str):
     """Decorator of another right answer."""
+
     def add(answer):
         ANSWERS.setdefault(exercise, Answers()).right[answer.__name__] = answer
         return answer
+
     return add
 
 
 def wrong(exercise: str, reason: str):
     """Decorator of another wrong answer."""
+
     def add(answer):
         ANSWERS.setdefault(exercise, Answers()).wrong[answer.__name__] = answer, reason
         return answer
+
     return add
 
 
-# 01: what the model's words mean ---------------------------------------------------------------------------------
+# 01: what the model's words mean ----------------------------------------------------------------
 
-@family("parse_ave", one_digit="numbers may have two digits", reversed_kept="a range that ends before it begins",
-        end_included="a plain answer is read", numbers_as_text="a plain answer is read",
-        blanks_kept="blanks inside", one_word="names of several words", greedy="tags that come twice",
-        empty_instead_of_none="an answer that cannot be read")
+
+@family(
+    "parse_ave",
+    one_digit="numbers may have two digits",
+    reversed_kept="a range that ends before it begins",
+    end_included="a plain answer is read",
+    numbers_as_text="a plain answer is read",
+    blanks_kept="blanks inside",
+    one_word="names of several words",
+    greedy="tags that come twice",
+    empty_instead_of_none="an answer that cannot be read",
+)
 def ave_by_two_searches(bug):
     digits = r"(\d)" if bug == "one_digit" else r"(\d+)"
-    name = {"blanks_kept": r"<event>(.+?)</event>", "one_word": r"<event>\s*([\w-]+)\s*</event>",
-            "greedy": r"<event>\s*(.+)\s*</event>"}.get(bug, r"<event>\s*(.+?)\s*</event>")
+    name = {
+        "blanks_kept": r"<event>(.+?)</event>",
+        "one_word": r"<event>\s*([\w-]+)\s*</event>",
+        "greedy": r"<event>\s*(.+)\s*</event>",
+    }.get(bug, r"<event>\s*(.+?)\s*</event>")
 
     def answer(text):
-        event, span = re.search(name, text), re.search(rf"<range>\s*{digits}\s*,\s*{digits}\s*</range>", text)
+        event, span = (
+            re.search(name, text),
+            re.search(rf"<range>\s*{digits}\s*,\s*{digits}\s*</range>", text),
+        )
         if event is None or span is None:
             return ("", 0, 0) if bug == "empty_instead_of_none" else None
         start, end = int(span[1]), int(span[2])
@@ -79,6 +103,7 @@ def ave_by_two_searches(bug):
             return event[1], span[1], span[2]
         name_said = event[1].strip() if bug == "greedy" else event[1]
         return name_said, start, end + 1 if bug == "end_included" else end
+
     return answer
 
 
@@ -93,14 +118,24 @@ def ave_by_splitting(text):
     return None if len(name) < 2 or len(span) < 2 or start > end else (name[0].strip(), start, end)
 
 
-@family("parse_avvp", one_digit="numbers may have two digits", first_tag_only="all tags of a text",
-        first_span_only="all spans of a tag", one_list="both senses are read", silence_is_none="silence that is said",
-        never_none="an answer that cannot be read", senses_swapped="both senses are read")
+@family(
+    "parse_avvp",
+    one_digit="numbers may have two digits",
+    first_tag_only="all tags of a text",
+    first_span_only="all spans of a tag",
+    one_list="both senses are read",
+    silence_is_none="silence that is said",
+    never_none="an answer that cannot be read",
+    senses_swapped="both senses are read",
+)
 def avvp_by_findall(bug):
     span = r"\((\d) (\d)\)" if bug == "one_digit" else r"\((\d+)\s+(\d+)\)"
 
     def answer(text):
-        events, found = {"audio": [], "visual": []}, re.findall(r"<(audio|visual)_event>(.*?)</\1_event>", text)
+        events, found = (
+            {"audio": [], "visual": []},
+            re.findall(r"<(audio|visual)_event>(.*?)</\1_event>", text),
+        )
         if bug == "first_tag_only":
             found = [next((f for f in found if f[0] == kind), None) for kind in ("audio", "visual")]
             found = [f for f in found if f]
@@ -111,8 +146,11 @@ def avvp_by_findall(bug):
             spans = re.findall(span, inner)
             for start, end in spans[:1] if bug == "first_span_only" else spans:
                 events["audio" if bug == "one_list" else kind].append((name, int(start), int(end)))
-        silent = ("no audio event" in text or "no visual event" in text) and bug != "silence_is_none"
+        silent = (
+            "no audio event" in text or "no visual event" in text
+        ) and bug != "silence_is_none"
         return events if found or silent or bug == "never_none" else None
+
     return answer
 
 
@@ -126,40 +164,65 @@ def avvp_tag_by_tag(text):
     return events if found or re.search("no (audio|visual) event", text) else None
 
 
-@family("parse_arig", first_corners="the last two corners", two_digits="numbers may have three",
-        any_box="a box without area", upright_only="a box without area", fails_on_one="fewer than two corners",
-        no_blanks="blanks inside the brackets")
+@family(
+    "parse_arig",
+    first_corners="the last two corners",
+    two_digits="numbers may have three",
+    any_box="a box without area",
+    upright_only="a box without area",
+    fails_on_one="fewer than two corners",
+    no_blanks="blanks inside the brackets",
+)
 def arig_by_findall(bug):
-    gap, digits = "" if bug == "no_blanks" else r"\s*", r"(\d{1,2})" if bug == "two_digits" else r"(\d+)"
+    gap, digits = (
+        "" if bug == "no_blanks" else r"\s*",
+        r"(\d{1,2})" if bug == "two_digits" else r"(\d+)",
+    )
 
     def answer(text):
-        found = [tuple(map(int, c)) for c in re.findall(rf"\({gap}{digits}{gap},{gap}{digits}{gap}\)", text)]
+        found = [
+            tuple(map(int, c))
+            for c in re.findall(rf"\({gap}{digits}{gap},{gap}{digits}{gap}\)", text)
+        ]
         if len(found) < 2 and bug != "fails_on_one":
             return None
         (x0, y0), (x1, y1) = found[:2] if bug == "first_corners" else found[-2:]
         fits = x0 < x1 and (bug == "upright_only" or y0 < y1)
         return (x0, y0, x1, y1) if fits or bug == "any_box" else None
+
     return answer
 
 
 @right("parse_arig")
 def arig_by_numbers(text):
-    numbers = [[int(n) for n in re.findall(r"\d+", part)] for part in re.findall(r"\([\s\d,]*\)", text)]
+    numbers = [
+        [int(n) for n in re.findall(r"\d+", part)] for part in re.findall(r"\([\s\d,]*\)", text)
+    ]
     corners = [n for n in numbers if len(n) == 2][-2:]
     if len(corners) == 2 and all(a < b for a, b in zip(*corners)):
         return tuple(corners[0] + corners[1])
 
 
-# 02: the world -----------------------------------------------------------------------------------------------------
+# 02: the world ----------------------------------------------------------------------------------
 
-@family("spans_of_both", union="only seconds of both", inclusive_end="the end is the second after",
-        gaps_bridged="a gap of one second", last_run_lost="a run may reach", first_run_lost="a run may reach",
-        heard_alone="only seconds of both")
+
+@family(
+    "spans_of_both",
+    union="only seconds of both",
+    inclusive_end="the end is the second after",
+    gaps_bridged="a gap of one second",
+    last_run_lost="a run may reach",
+    first_run_lost="a run may reach",
+    heard_alone="only seconds of both",
+)
 def spans_by_walking(bug):
     def answer(seen, heard):
         both = {"union": seen | heard, "heard_alone": heard}.get(bug, seen & heard).tolist()
         if bug == "gaps_bridged":
-            both = [b or 0 < t < len(both) - 1 and both[t - 1] and both[t + 1] for t, b in enumerate(both)]
+            both = [
+                b or 0 < t < len(both) - 1 and both[t - 1] and both[t + 1]
+                for t, b in enumerate(both)
+            ]
         found, start = [], None
         for t, on in enumerate(both + ([] if bug == "last_run_lost" else [False])):
             if on and start is None:
@@ -169,6 +232,7 @@ def spans_by_walking(bug):
                     found.append((start, t - 1 if bug == "inclusive_end" else t))
                 start = None
         return found
+
     return answer
 
 
@@ -178,9 +242,14 @@ def spans_by_differences(seen, heard):
     return [[int(a), int(b)] for a, b in zip(np.where(steps == 1)[0], np.where(steps == -1)[0])]
 
 
-@family("second_labels", inclusive_end="the first second is in", ten_always="there is a label for each second",
-        fails_on_none="None is background", blank_background="other seconds are background",
-        late_start="the first second is in")
+@family(
+    "second_labels",
+    inclusive_end="the first second is in",
+    ten_always="there is a label for each second",
+    fails_on_none="None is background",
+    blank_background="other seconds are background",
+    late_start="the first second is in",
+)
 def labels_by_second(bug):
     def answer(event, seconds=10):
         if event is None and bug != "fails_on_none":
@@ -189,7 +258,11 @@ def labels_by_second(bug):
         end += bug == "inclusive_end"
         start += bug == "late_start"
         rest = "" if bug == "blank_background" else "background"
-        return [name if start <= t < end else rest for t in range(10 if bug == "ten_always" else seconds)]
+        return [
+            name if start <= t < end else rest
+            for t in range(10 if bug == "ten_always" else seconds)
+        ]
+
     return answer
 
 
@@ -201,19 +274,27 @@ def labels_by_slices(event, seconds=10):
     return labels
 
 
-@family("ave_accuracy", over_all="one number for each clip", background_left_out="background counts",
-        all_or_nothing="the share of seconds", any_shape="tables of another shape")
+@family(
+    "ave_accuracy",
+    over_all="one number for each clip",
+    background_left_out="background counts",
+    all_or_nothing="the share of seconds",
+    any_shape="tables of another shape",
+)
 def accuracy_by_loops(bug):
     def answer(pred, target):
         if bug != "any_shape" and [len(p) for p in pred] != [len(t) for t in target]:
             raise ValueError("tables of two shapes")
         rows = []
         for p, t in zip(pred, target):
-            pairs = [(a, b) for a, b in zip(p, t) if bug != "background_left_out" or b != "background"]
+            pairs = [
+                (a, b) for a, b in zip(p, t) if bug != "background_left_out" or b != "background"
+            ]
             rows.append(sum(a == b for a, b in pairs) / max(len(pairs), 1))
         if bug == "all_or_nothing":
             rows = [float(r == 1) for r in rows]
         return np.full(len(rows), np.mean(rows)) if bug == "over_all" else np.array(rows)
+
     return answer
 
 
@@ -225,13 +306,25 @@ def accuracy_as_a_list(pred, target):
     return list((p == t).sum(1) / p.shape[1])
 
 
-# 03: sound -----------------------------------------------------------------------------------------------------------
+# 03: sound --------------------------------------------------------------------------------------
 
-@family("fbank", no_emphasis="high tones are raised", log10="twice as loud", magnitude="twice as loud",
-        mean_kept="a constant added", mean_of_clip="a constant added", plain_hann="the window is Hann",
-        hamming="the window is Hann", periodic="the window is Hann", not_scaled="samples count as 16-bit",
-        one_std="twice as loud", padded="there are 1 +", floor_too_low="silence is the floor",
-        first_row_only="noise, several frames")
+
+@family(
+    "fbank",
+    no_emphasis="high tones are raised",
+    log10="twice as loud",
+    magnitude="twice as loud",
+    mean_kept="a constant added",
+    mean_of_clip="a constant added",
+    plain_hann="the window is Hann",
+    hamming="the window is Hann",
+    periodic="the window is Hann",
+    not_scaled="samples count as 16-bit",
+    one_std="twice as loud",
+    padded="there are 1 +",
+    floor_too_low="silence is the floor",
+    first_row_only="noise, several frames",
+)
 def fbank_by_frames(bug):
     def answer(waveform):
         if bug == "padded":
@@ -239,7 +332,7 @@ def fbank_by_frames(bug):
         wave = waveform * (1 if bug == "not_scaled" else 32768)
         if bug == "mean_of_clip":
             wave = wave - wave.mean(1, keepdim=True)
-        x = torch.stack([wave[:, s:s + 400] for s in range(0, wave.shape[1] - 399, 160)], 1)
+        x = torch.stack([wave[:, s : s + 400] for s in range(0, wave.shape[1] - 399, 160)], 1)
         if bug not in ("mean_kept", "mean_of_clip"):
             x = x - x.mean(2, keepdim=True)
         if bug == "first_row_only":
@@ -247,25 +340,29 @@ def fbank_by_frames(bug):
         before = F.pad(x, (1, 0))[..., :-1].clone()
         before[..., 0] = x[..., 0]
         x = x if bug == "no_emphasis" else x - 0.97 * before
-        window = {"hamming": torch.hamming_window(400, False), "plain_hann": torch.hann_window(400, False),
-                  "periodic": torch.hann_window(400) ** 0.85}.get(bug, torch.hann_window(400, False) ** 0.85)
+        window = {
+            "hamming": torch.hamming_window(400, False),
+            "plain_hann": torch.hann_window(400, False),
+            "periodic": torch.hann_window(400) ** 0.85,
+        }.get(bug, torch.hann_window(400, False) ** 0.85)
         power = torch.fft.rfft(x * window, n=512)[..., :256].abs()
-        power = (power if bug == "magnitude" else power ** 2) @ mel_banks(waveform.device)
-        power = power.clamp_min(1e-10 if bug == "floor_too_low" else 2 ** -23)
+        power = (power if bug == "magnitude" else power**2) @ mel_banks(waveform.device)
+        power = power.clamp_min(1e-10 if bug == "floor_too_low" else 2**-23)
         logs = power.log10() if bug == "log10" else power.log()
         return (logs - 15.41663) / ((1 if bug == "one_std" else 2) * 6.55582)
+
     return answer
 
 
 @right("fbank")
 def fbank_in_float64(waveform):
-    frames = (waveform.double() * 2 ** 15).unfold(1, 400, 160)
+    frames = (waveform.double() * 2**15).unfold(1, 400, 160)
     frames = frames - frames.mean(-1, keepdim=True)
     frames = torch.cat([frames[..., :1] * 0.03, frames[..., 1:] - 0.97 * frames[..., :-1]], -1)
     turn = torch.arange(400, dtype=torch.float64) * 2 * math.pi / 399
     spectrum = torch.fft.fft(frames * (0.5 - 0.5 * turn.cos()) ** 0.85, 512)[..., :256]
-    mel = (spectrum.real ** 2 + spectrum.imag ** 2) @ mel_banks(waveform.device).double()
-    return ((torch.maximum(mel, torch.tensor(2.0 ** -23)).log() - 15.41663) / 13.11164).float()
+    mel = (spectrum.real**2 + spectrum.imag**2) @ mel_banks(waveform.device).double()
+    return ((torch.maximum(mel, torch.tensor(2.0**-23)).log() - 15.41663) / 13.11164).float()
 
 
 @right("fbank")
@@ -274,41 +371,68 @@ def fbank_without_a_first_difference(waveform):
     x = (waveform * 32768).unfold(1, 400, 160)
     x = x - x.mean(-1, keepdim=True)
     x = torch.cat([torch.zeros_like(x[..., :1]), x[..., 1:] - 0.97 * x[..., :-1]], -1)
-    power = torch.fft.rfft(x * torch.hann_window(400, periodic=False).pow(0.85), 512).abs()[..., :-1].square()
-    return ((power @ mel_banks(x.device)).clamp(min=2 ** -23).log() - 15.41663) / 13.11164
+    power = (
+        torch.fft.rfft(x * torch.hann_window(400, periodic=False).pow(0.85), 512)
+        .abs()[..., :-1]
+        .square()
+    )
+    return ((power @ mel_banks(x.device)).clamp(min=2**-23).log() - 15.41663) / 13.11164
 
 
-@family("fold_mask", any_is_enough="a chunk that is padding in part", interleaved="chunks are neighbours",
-        cut_at_the_start="what is left over", last_kept="what is left over", first_row="rows are folded separately")
+@family(
+    "fold_mask",
+    any_is_enough="a chunk that is padding in part",
+    interleaved="chunks are neighbours",
+    cut_at_the_start="what is left over",
+    last_kept="what is left over",
+    first_row="rows are folded separately",
+)
 def fold_by_unflatten(bug):
     def answer(mask, count):
         size = mask.shape[1] // count
         if bug == "last_kept":
             size = -(-mask.shape[1] // count)
             mask = F.pad(mask, (0, size * count - mask.shape[1]), value=True)
-        kept = mask[:, mask.shape[1] - size * count:] if bug == "cut_at_the_start" else mask[:, :size * count]
+        kept = (
+            mask[:, mask.shape[1] - size * count :]
+            if bug == "cut_at_the_start"
+            else mask[:, : size * count]
+        )
         if bug == "interleaved":
             return kept.unflatten(1, (size, count)).all(1)
         chunks = kept.unflatten(1, (count, size))
         if bug == "first_row":
             chunks = chunks[:1].expand_as(chunks)
         return chunks.any(2) if bug == "any_is_enough" else chunks.all(2)
+
     return answer
 
 
 @right("fold_mask")
 def fold_by_loops(mask, count):
     size = mask.shape[1] // count
-    return torch.tensor([[all(row[c * size:c * size + size]) for c in range(count)] for row in mask.tolist()])
+    return torch.tensor(
+        [[all(row[c * size : c * size + size]) for c in range(count)] for row in mask.tolist()]
+    )
 
 
-@family("draw_hidden", coins="each row hides exactly", same_for_all="rows hide different places",
-        first_places="rows hide different places", quarter="each row hides exactly", own_generator="the generator decides",
-        numbers="it is bool", prefers_the_start="every place is hidden equally")
+@family(
+    "draw_hidden",
+    coins="each row hides exactly",
+    same_for_all="rows hide different places",
+    first_places="rows hide different places",
+    quarter="each row hides exactly",
+    own_generator="the generator decides",
+    numbers="it is bool",
+    prefers_the_start="every place is hidden equally",
+)
 def hidden_by_topk(bug):
     def answer(rows, patches, rng):
-        noise = torch.rand(1 if bug == "same_for_all" else rows, patches,
-                           generator=None if bug == "own_generator" else rng).expand(rows, patches)
+        noise = torch.rand(
+            1 if bug == "same_for_all" else rows,
+            patches,
+            generator=None if bug == "own_generator" else rng,
+        ).expand(rows, patches)
         if bug == "coins":
             return noise < 0.75
         if bug == "first_places":
@@ -316,8 +440,11 @@ def hidden_by_topk(bug):
         if bug == "prefers_the_start":
             noise = noise - 0.05 * torch.arange(patches)
         count = round((0.25 if bug == "quarter" else 0.75) * patches)
-        hidden = torch.zeros(rows, patches, dtype=torch.bool).scatter(1, noise.topk(count, 1).indices, True)
+        hidden = torch.zeros(rows, patches, dtype=torch.bool).scatter(
+            1, noise.topk(count, 1).indices, True
+        )
         return hidden.float() if bug == "numbers" else hidden
+
     return answer
 
 
@@ -327,17 +454,30 @@ def hidden_by_shuffling(rows, patches, rng):
     return order < round(0.75 * patches)
 
 
-# 04: attention --------------------------------------------------------------------------------------------------------
+# 04: attention ----------------------------------------------------------------------------------
 
-@family("attend", no_scale="scores are divided", scale_by_d="scores are divided", scale_by_all_heads="scores are divided",
-        wrong_axis="the weights of each query", one_ahead="causal: a query", itself_hidden="causal: a query",
-        mask_after_softmax="masked keys have no weight", mask_inverted="masked keys have no weight",
-        mask_ignored="masked keys have no weight", float_mask_ignored="a float mask", float_mask_times="a float mask",
-        causal_ignored="causal: a query", detached="the gradient reaches", first_batch_row="heads and rows")
+
+@family(
+    "attend",
+    no_scale="scores are divided",
+    scale_by_d="scores are divided",
+    scale_by_all_heads="scores are divided",
+    wrong_axis="the weights of each query",
+    one_ahead="causal: a query",
+    itself_hidden="causal: a query",
+    mask_after_softmax="masked keys have no weight",
+    mask_inverted="masked keys have no weight",
+    mask_ignored="masked keys have no weight",
+    float_mask_ignored="a float mask",
+    float_mask_times="a float mask",
+    causal_ignored="causal: a query",
+    detached="the gradient reaches",
+    first_batch_row="heads and rows",
+)
 def attend_written_out(bug):
     def answer(q, k, v, mask=None, causal=False):
         width = q.shape[-1] * (q.shape[1] if bug == "scale_by_all_heads" else 1)
-        scale = {"no_scale": 1.0, "scale_by_d": 1 / width}.get(bug, width ** -0.5)
+        scale = {"no_scale": 1.0, "scale_by_d": 1 / width}.get(bug, width**-0.5)
         scores = (q[:1] if bug == "first_batch_row" else q) @ k.transpose(-1, -2) * scale
         look = None
         if mask is not None and mask.dtype == torch.bool and bug != "mask_ignored":
@@ -353,6 +493,7 @@ def attend_written_out(bug):
         if look is not None and bug == "mask_after_softmax":
             weights = weights * look
         return (weights.detach() if bug == "detached" else weights) @ v
+
     return answer
 
 
@@ -363,30 +504,43 @@ def attend_by_hand(q, k, v, mask=None, causal=False):
         places = torch.arange(q.shape[2])
         mask = places[:, None] >= places[None]
     if mask is not None:
-        scores = scores + (mask if mask.is_floating_point() else torch.zeros(mask.shape).masked_fill(~mask, -1e30))
+        scores = scores + (
+            mask if mask.is_floating_point() else torch.zeros(mask.shape).masked_fill(~mask, -1e30)
+        )
     weights = (scores - scores.amax(-1, keepdim=True)).exp()
     return torch.einsum("bnlk,bnkd->bnld", weights / weights.sum(-1, keepdim=True), v)
 
 
-@family("causal_mask", sees_ahead="no query sees a key after", first_keys_ask="the queries are the LAST",
-        padding_visible="padding is invisible", nothing_for_padding="every query sees itself",
-        first_row_for_all="rows are padded differently", itself_hidden="every query sees itself",
-        padded_queries_only="padding is invisible")
+@family(
+    "causal_mask",
+    sees_ahead="no query sees a key after",
+    first_keys_ask="the queries are the LAST",
+    padding_visible="padding is invisible",
+    nothing_for_padding="every query sees itself",
+    first_row_for_all="rows are padded differently",
+    itself_hidden="every query sees itself",
+    padded_queries_only="padding is invisible",
+)
 def mask_by_columns(bug):
     def answer(attention_mask, queries):
         keys = attention_mask.shape[1]
         key = torch.arange(keys)
         query = torch.arange(queries)[:, None] + (0 if bug == "first_keys_ask" else keys - queries)
         before = key <= query + 1 if bug == "sees_ahead" else key < query
-        real = attention_mask[:1].expand_as(attention_mask) if bug == "first_row_for_all" else attention_mask
+        real = (
+            attention_mask[:1].expand_as(attention_mask)
+            if bug == "first_row_for_all"
+            else attention_mask
+        )
         seen = before[None, None] & (True if bug == "padding_visible" else real[:, None, None])
         if bug == "padded_queries_only":
-            seen = before[None, None] & real[:, None, keys - queries:, None]
+            seen = before[None, None] & real[:, None, keys - queries :, None]
         if bug == "nothing_for_padding":
             return seen | ((key == query)[None, None] & real[:, None, None])
         if bug == "padding_visible":
             seen = seen.expand(len(real), 1, queries, keys)
         return seen if bug == "itself_hidden" else seen | (key == query)
+
     return answer
 
 
@@ -398,9 +552,15 @@ def mask_by_tril(attention_mask, queries):
     return seen[:, None, -queries:]
 
 
-@family("grouped_attend", tiled="neighbouring query heads", first_head_only="neighbouring query heads",
-        mean_of_heads="neighbouring query heads", no_scale="as many heads each way", detached="gradients of all heads",
-        fails_on_groups="one kv head serves")
+@family(
+    "grouped_attend",
+    tiled="neighbouring query heads",
+    first_head_only="neighbouring query heads",
+    mean_of_heads="neighbouring query heads",
+    no_scale="as many heads each way",
+    detached="gradients of all heads",
+    fails_on_groups="one kv head serves",
+)
 def grouped_by_repeating(bug):
     def answer(q, k, v):
         times = q.shape[1] // k.shape[1]
@@ -416,6 +576,7 @@ def grouped_by_repeating(bug):
             k, v = (t.repeat_interleave(times, 1) for t in (k, v))
         scores = q @ k.transpose(-1, -2) * (1 if bug == "no_scale" else q.shape[-1] ** -0.5)
         return scores.softmax(-1) @ (v.detach() if bug == "detached" else v)
+
     return answer
 
 
@@ -427,23 +588,42 @@ def grouped_by_reshaping(q, k, v):
     return (weights @ v[:, :, None]).reshape(b, n, length, d)
 
 
-# 05: the language model ------------------------------------------------------------------------------------------------
+# 05: the language model -------------------------------------------------------------------------
 
-@family("rms_norm", eps_outside="eps stands under", no_eps="eps stands under", mean_removed="the mean square",
-        sum_of_squares="the mean square", no_weight="each channel has", all_tokens="each token by itself",
-        detached="gradients reach", standard_deviation="the mean square", divided_by_weight="each channel has")
+
+@family(
+    "rms_norm",
+    eps_outside="eps stands under",
+    no_eps="eps stands under",
+    mean_removed="the mean square",
+    sum_of_squares="the mean square",
+    no_weight="each channel has",
+    all_tokens="each token by itself",
+    detached="gradients reach",
+    standard_deviation="the mean square",
+    divided_by_weight="each channel has",
+)
 def norm_by_steps(bug):
     def answer(x, weight, eps):
         if bug == "mean_removed":
             x = x - x.mean(-1, keepdim=True)
         if bug == "standard_deviation":
             return x / (x.std(-1, keepdim=True) + eps) * weight
-        square = (x * x).sum(-1, keepdim=True) if bug == "sum_of_squares" else (x * x).mean(-1, keepdim=True)
+        square = (
+            (x * x).sum(-1, keepdim=True)
+            if bug == "sum_of_squares"
+            else (x * x).mean(-1, keepdim=True)
+        )
         if bug == "all_tokens":
             square = (x * x).mean()
-        root = square.sqrt() + eps if bug == "eps_outside" else (square + (0 if bug == "no_eps" else eps)).sqrt()
+        root = (
+            square.sqrt() + eps
+            if bug == "eps_outside"
+            else (square + (0 if bug == "no_eps" else eps)).sqrt()
+        )
         y = x / (root.detach() if bug == "detached" else root)
         return y if bug == "no_weight" else y / weight if bug == "divided_by_weight" else y * weight
+
     return answer
 
 
@@ -452,24 +632,34 @@ def norm_by_torch(x, weight, eps):
     return F.rms_norm(x, x.shape[-1:], weight, eps)
 
 
-@family("rotary_table_of", half_frequencies="pair i turns", degrees="the first pair", base_inverted="pair i turns",
-        sine_first="position 0 is not turned", positions_ignored="the first pair", no_head_axis="two tables of shape",
-        counted_up="each row has its own")
+@family(
+    "rotary_table_of",
+    half_frequencies="pair i turns",
+    degrees="the first pair",
+    base_inverted="pair i turns",
+    sine_first="position 0 is not turned",
+    positions_ignored="the first pair",
+    no_head_axis="two tables of shape",
+    counted_up="each row has its own",
+)
 def table_by_powers(bug):
     def answer(positions, size, theta):
         i = torch.arange(size // 2)
-        power = {"half_frequencies": -i / size, "base_inverted": 2 * i / size}.get(bug, -2 * i / size)
+        power = {"half_frequencies": -i / size, "base_inverted": 2 * i / size}.get(
+            bug, -2 * i / size
+        )
         places = positions.float()
         if bug == "positions_ignored":
             places = torch.arange(positions.shape[1]).expand(positions.shape).float()
         if bug == "counted_up":
             places = positions[:1].float().expand(positions.shape)
-        angle = places[:, None, :, None] * theta ** power
+        angle = places[:, None, :, None] * theta**power
         if bug == "degrees":
             angle = angle * math.pi / 180
         if bug == "no_head_axis":
             angle = angle[:, 0]
         return (angle.sin(), angle.cos()) if bug == "sine_first" else (angle.cos(), angle.sin())
+
     return answer
 
 
@@ -480,8 +670,16 @@ def table_by_complex_numbers(positions, size, theta):
     return turn.real, turn.imag
 
 
-@family("apply_rotary", neighbours="dimension i belongs", sign="a pair turns", first_half_only="a pair turns",
-        no_rotation="a pair turns", not_a_rotation="a pair turns", whole_axis="a pair turns", adds_position="a turn of zero")
+@family(
+    "apply_rotary",
+    neighbours="dimension i belongs",
+    sign="a pair turns",
+    first_half_only="a pair turns",
+    no_rotation="a pair turns",
+    not_a_rotation="a pair turns",
+    whole_axis="a pair turns",
+    adds_position="a turn of zero",
+)
 def rotate_by_halves(bug):
     def answer(x, cos, sin):
         half = x.shape[-1] // 2
@@ -502,6 +700,7 @@ def rotate_by_halves(bug):
         if bug == "adds_position":
             return x + torch.cat((cos, sin), -1)
         return torch.cat((a * cos - b * sin, b * cos + a * sin), -1)
+
     return answer
 
 
@@ -519,9 +718,15 @@ def rotate_as_complex_numbers(x, cos, sin):
     return torch.cat((turned.real, turned.imag), -1)
 
 
-@family("token_positions", padding_counted="padding takes no place", columns_after_cache="tokens after a cache",
-        seen_of_first_row="each row goes on", all_alike="without padding they count up",
-        reversed_order="without padding they count up", jumps_one="tokens after a cache")
+@family(
+    "token_positions",
+    padding_counted="padding takes no place",
+    columns_after_cache="tokens after a cache",
+    seen_of_first_row="each row goes on",
+    all_alike="without padding they count up",
+    reversed_order="without padding they count up",
+    jumps_one="tokens after a cache",
+)
 def positions_by_cumsum(bug):
     def answer(attention_mask, seen):
         count = attention_mask.long().cumsum(1)
@@ -536,6 +741,7 @@ def positions_by_cumsum(bug):
         if bug == "jumps_one":
             return count - 1 + seen[:, None] + (seen[:, None] > 0)
         return count - 1 + (seen[:1] if bug == "seen_of_first_row" else seen[:, None])
+
     return answer
 
 
@@ -550,9 +756,16 @@ def positions_all_shifted_by_100(attention_mask, seen):
     return 100 + torch.arange(attention_mask.shape[1]) - padding + seen[:, None]
 
 
-@family("cache_write", from_the_start="new tokens stand behind", whole_capacity="only what is written",
-        new_alone="new tokens stand behind", concatenated="keys and values are kept", no_limit="more than fits",
-        keys_twice="new tokens stand behind", one_too_late="new tokens stand behind")
+@family(
+    "cache_write",
+    from_the_start="new tokens stand behind",
+    whole_capacity="only what is written",
+    new_alone="new tokens stand behind",
+    concatenated="keys and values are kept",
+    no_limit="more than fits",
+    keys_twice="new tokens stand behind",
+    one_too_late="new tokens stand behind",
+)
 def write_in_place(bug):
     def answer(keys, values, length, k, v):
         first = {"from_the_start": 0, "one_too_late": length + 1}.get(bug, length)
@@ -571,6 +784,7 @@ def write_in_place(bug):
         if bug == "new_alone":
             return k, v
         return (keys, values) if bug == "whole_capacity" else (keys[:, :, :end], values[:, :, :end])
+
     return answer
 
 
@@ -581,27 +795,47 @@ def write_token_by_token(keys, values, length, k, v):
     for i in range(k.shape[2]):
         keys[:, :, length + i].copy_(k[:, :, i])
         values[:, :, length + i].copy_(v[:, :, i])
-    return keys.narrow(2, 0, length + k.shape[2]).clone(), values.narrow(2, 0, length + k.shape[2]).clone()
+    return keys.narrow(2, 0, length + k.shape[2]).clone(), values.narrow(
+        2, 0, length + k.shape[2]
+    ).clone()
 
 
-@family("generate", first_column="the first new token", with_prompt="only the new ids", not_appended="each new token is read",
-        padding_visible="padding changes nothing", smallest="the first new token", masked_as_padding="each new token is read",
-        new_token_alone="each new token is read")
+@family(
+    "generate",
+    first_column="the first new token",
+    with_prompt="only the new ids",
+    not_appended="each new token is read",
+    padding_visible="padding changes nothing",
+    smallest="the first new token",
+    masked_as_padding="each new token is read",
+    new_token_alone="each new token is read",
+)
 def generate_by_appending(bug):
     def answer(llm, ids, attention_mask, new_tokens):
         start = ids.shape[1]
         for _ in range(new_tokens):
             logits = llm(ids, None if bug == "padding_visible" else attention_mask)
             last = logits[:, 0] if bug == "first_column" and ids.shape[1] > 1 else logits[:, -1]
-            new = last.argmin(-1, keepdim=True) if bug == "smallest" else last.argmax(-1, keepdim=True)
+            new = (
+                last.argmin(-1, keepdim=True)
+                if bug == "smallest"
+                else last.argmax(-1, keepdim=True)
+            )
             ids = torch.cat((ids[:, 1:] if bug == "new_token_alone" else ids, new), 1)
             if bug == "not_appended":
                 ids[:, :start] = ids[:, :start]
                 logits = llm(ids[:, :start], attention_mask[:, :start])
                 ids[:, -1] = logits[:, -1].argmax(-1)
-            real = torch.zeros_like(new).bool() if bug == "masked_as_padding" else torch.ones_like(new).bool()
-            attention_mask = torch.cat((attention_mask[:, 1:] if bug == "new_token_alone" else attention_mask, real), 1)
+            real = (
+                torch.zeros_like(new).bool()
+                if bug == "masked_as_padding"
+                else torch.ones_like(new).bool()
+            )
+            attention_mask = torch.cat(
+                (attention_mask[:, 1:] if bug == "new_token_alone" else attention_mask, real), 1
+            )
         return ids if bug == "with_prompt" else ids[:, -new_tokens:]
+
     return answer
 
 
@@ -616,23 +850,44 @@ def generate_row_by_row(llm, ids, attention_mask, new_tokens):
     return torch.stack(rows)
 
 
-# 06: the Q-Former ---------------------------------------------------------------------------------------------------------
+# 06: the Q-Former -------------------------------------------------------------------------------
 
-@family("cells_of", swapped="cells are counted row by row", by_column="cells are counted row by row",
-        no_repeat="queries beyond", rounded_up="maps that do not divide", as_numbers="one cell holds",
-        last_cell_only="queries beyond", transposed="one cell holds")
+
+@family(
+    "cells_of",
+    swapped="cells are counted row by row",
+    by_column="cells are counted row by row",
+    no_repeat="queries beyond",
+    rounded_up="maps that do not divide",
+    as_numbers="one cell holds",
+    last_cell_only="queries beyond",
+    transposed="one cell holds",
+)
 def cells_by_places(bug):
     def answer(h, w, grid, queries):
         rows, columns = grid[::-1] if bug == "swapped" else grid
         size = (-(-h // rows), -(-w // columns))
         found = torch.zeros(queries, h * w, dtype=torch.bool)
         for q in range(queries):
-            cell = q if bug == "no_repeat" else min(q, rows * columns - 1) if bug == "last_cell_only" else q % (rows * columns)
+            cell = (
+                q
+                if bug == "no_repeat"
+                else min(q, rows * columns - 1)
+                if bug == "last_cell_only"
+                else q % (rows * columns)
+            )
             for y in range(h):
                 for x in range(w):
-                    a, b = (y // size[0], x // size[1]) if bug == "rounded_up" else (y * rows // h, x * columns // w)
-                    found[q, y * w + x] = cell == (b * rows + a if bug == "by_column" else a * columns + b)
+                    a, b = (
+                        (y // size[0], x // size[1])
+                        if bug == "rounded_up"
+                        else (y * rows // h, x * columns // w)
+                    )
+                    found[q, y * w + x] = cell == (
+                        b * rows + a if bug == "by_column" else a * columns + b
+                    )
         return found.float() if bug == "as_numbers" else found.T if bug == "transposed" else found
+
     return answer
 
 
@@ -643,9 +898,16 @@ def cells_by_broadcasting(h, w, grid, queries):
     return torch.stack([cell == q % (grid[0] * grid[1]) for q in range(queries)])
 
 
-@family("query_start", summed="one cell: the mean", no_code="the place code is in it", swapped="rows and columns",
-        all_places="each query has", code_transposed="the place code is in it", detached="gradients reach",
-        cells_reversed="each query has")
+@family(
+    "query_start",
+    summed="one cell: the mean",
+    no_code="the place code is in it",
+    swapped="rows and columns",
+    all_places="each query has",
+    code_transposed="the place code is in it",
+    detached="gradients reach",
+    cells_reversed="each query has",
+)
 def start_by_products(bug):
     def answer(features, h, w, grid, queries):
         own = cells(h, w, grid[::-1] if bug == "swapped" else grid, queries).float()
@@ -653,11 +915,16 @@ def start_by_products(bug):
             own = torch.ones_like(own)
         if bug == "cells_reversed":
             own = own.flip(0)
-        code = place_code(w, h, features.shape[-1]) if bug == "code_transposed" else place_code(h, w, features.shape[-1])
+        code = (
+            place_code(w, h, features.shape[-1])
+            if bug == "code_transposed"
+            else place_code(h, w, features.shape[-1])
+        )
         keys = features if bug == "no_code" else features + code
         if bug == "detached":
             keys = keys.detach()
         return (own if bug == "summed" else own / own.sum(1, keepdim=True)) @ keys
+
     return answer
 
 
@@ -667,9 +934,16 @@ def start_by_selecting(features, h, w, grid, queries):
     return torch.stack([placed[:, own].mean(1) for own in cells(h, w, grid, queries)], 1)
 
 
-@family("keys_values_bias", places_in_values="values do not carry", no_places="keys carry the place",
-        outside_forbidden="outside its cell", one_pull="each head pulls", pull_outside="each head pulls",
-        keys_and_values_swapped="keys carry the place", swapped="outside its cell")
+@family(
+    "keys_values_bias",
+    places_in_values="values do not carry",
+    no_places="keys carry the place",
+    outside_forbidden="outside its cell",
+    one_pull="each head pulls",
+    pull_outside="each head pulls",
+    keys_and_values_swapped="keys carry the place",
+    swapped="outside its cell",
+)
 def anchored_by_products(bug):
     def answer(features, h, w, grid, queries, pull):
         keys = features + place_code(h, w, features.shape[-1])
@@ -681,7 +955,12 @@ def anchored_by_products(bug):
             bias = bias.masked_fill(own[None] == 0, float("-inf"))
         if bug == "keys_and_values_swapped":
             return features, keys, bias
-        return features if bug == "no_places" else keys, keys if bug == "places_in_values" else features, bias
+        return (
+            features if bug == "no_places" else keys,
+            keys if bug == "places_in_values" else features,
+            bias,
+        )
+
     return answer
 
 
@@ -692,11 +971,20 @@ def anchored_by_where(features, h, w, grid, queries, pull):
     return [place_code(h, w, features.shape[-1])[None] + features, features.clone(), bias]
 
 
-# 07: the masked write -------------------------------------------------------------------------------------------------------
+# 07: the masked write ---------------------------------------------------------------------------
 
-@family("masked_write", first_rows_mask="each row has slots", by_column="tokens are taken row after row",
-        blocked_tokens="gradients reach", blocked_embeds="gradients reach", added="one row: slots",
-        from_the_end="one row: slots", each_row_from_the_start="each row has slots", in_place="the inputs are left")
+
+@family(
+    "masked_write",
+    first_rows_mask="each row has slots",
+    by_column="tokens are taken row after row",
+    blocked_tokens="gradients reach",
+    blocked_embeds="gradients reach",
+    added="one row: slots",
+    from_the_end="one row: slots",
+    each_row_from_the_start="each row has slots",
+    in_place="the inputs are left",
+)
 def write_by_scatter(bug):
     def answer(embeds, slots, tokens):
         if bug == "first_rows_mask":
@@ -710,7 +998,7 @@ def write_by_scatter(bug):
         if bug == "each_row_from_the_start":
             result = embeds.clone()
             for b, own in enumerate(slots):
-                result[b, own] = tokens[:int(own.sum())]
+                result[b, own] = tokens[: int(own.sum())]
             return result
         if bug == "in_place":
             embeds[slots] = tokens
@@ -721,6 +1009,7 @@ def write_by_scatter(bug):
             embeds = embeds.detach()
         result = embeds.masked_scatter(slots[..., None], tokens)
         return result + embeds * slots[..., None] if bug == "added" else result
+
     return answer
 
 
@@ -740,13 +1029,15 @@ def write_by_gather(embeds, slots, tokens):
 
 
 def package_embed(embeds, slots, tokens, words=None):
-    """crab.py's own write, with a table that maps ids to what the exercise gives: the words' part is taken off."""
+    """crab.py's own write, with a table that maps ids to what the exercise gives: the words' part
+    is taken off."""
     ids = torch.where(slots, 1, 0)
     calls = []
 
     def table(asked):
         calls.append(asked)
         return embeds if len(calls) == 1 else torch.zeros_like(embeds)
+
     crab = SimpleNamespace(llm=SimpleNamespace(embed=table), ids=SpecialIds(1, 2, (3, 8), 9))
     return Crab.embed(crab, SimpleNamespace(ids=ids), tokens, tokens[:0])
 
@@ -754,8 +1045,15 @@ def package_embed(embeds, slots, tokens, words=None):
 right("masked_write")(package_embed)
 
 
-@family("word_before", place_before="all slots of a run", first_word="each run has its own", crosses_rows="rows do not read",
-        next_word="the first slot of a run", run_before="the first slot of a run", largest_id="rows do not read")
+@family(
+    "word_before",
+    place_before="all slots of a run",
+    first_word="each run has its own",
+    crosses_rows="rows do not read",
+    next_word="the first slot of a run",
+    run_before="the first slot of a run",
+    largest_id="rows do not read",
+)
 def words_by_cummax(bug):
     def answer(ids, slots):
         if bug == "place_before":
@@ -765,22 +1063,26 @@ def words_by_cummax(bug):
             return ids.gather(1, first).expand_as(ids)
         places = torch.arange(ids.shape[1]).expand_as(ids)
         if bug == "next_word":
-            after = places.masked_fill(slots, 10 ** 6).flip(1).cummin(1).values.flip(1)
+            after = places.masked_fill(slots, 10**6).flip(1).cummin(1).values.flip(1)
             return ids.gather(1, after.clamp(max=ids.shape[1] - 1))
         if bug == "run_before":
             word = places.masked_fill(slots, 0).cummax(1).values
             return ids.gather(1, (word - 1).clamp(min=0))
         if bug == "crosses_rows":
             flat, on = ids.flatten(), slots.flatten().clone()
-            on[::ids.shape[1]] = len(ids) > 1                       # a row's first place is taken for a slot
+            on[:: ids.shape[1]] = len(ids) > 1  # a row's first place is taken for a slot
             if len(ids) == 1:
                 on[0] = False
             word = torch.arange(len(flat)).masked_fill(on, 0).cummax(0).values
             return flat[word].reshape(ids.shape).roll(len(ids) - 1, 0)
         if bug == "largest_id":
-            return ids.flip(0).masked_fill(slots, 0).cummax(1).values if len(ids) > 1 else \
-                ids.masked_fill(slots, 0).cummax(1).values
+            return (
+                ids.flip(0).masked_fill(slots, 0).cummax(1).values
+                if len(ids) > 1
+                else ids.masked_fill(slots, 0).cummax(1).values
+            )
         return ids.gather(1, places.masked_fill(slots, 0).cummax(1).values)
+
     return answer
 
 
@@ -792,12 +1094,23 @@ def words_by_walking(ids, slots):
     return result
 
 
-# 08: LoRA ---------------------------------------------------------------------------------------------------------------------
+# 08: LoRA ---------------------------------------------------------------------------------------
 
-@family("lora_forward", softmax_over_tokens="one head is plain LoRA", alpha_alone="one head is plain LoRA",
-        mean_of_heads="each head counts", summed_heads="heads that are alike", sigmoid="one head is plain LoRA",
-        detached_router="the router learns", detached_A="the router learns", no_base="without B", no_bias="without B", best_head_only="each head counts",
-        B_not_transposed="one head is plain LoRA")
+
+@family(
+    "lora_forward",
+    softmax_over_tokens="one head is plain LoRA",
+    alpha_alone="one head is plain LoRA",
+    mean_of_heads="each head counts",
+    summed_heads="heads that are alike",
+    sigmoid="one head is plain LoRA",
+    detached_router="the router learns",
+    detached_A="the router learns",
+    no_base="without B",
+    no_bias="without B",
+    best_head_only="each head counts",
+    B_not_transposed="one head is plain LoRA",
+)
 def lora_by_einsum(bug):
     def answer(x, weight, bias, A, W_r, B, alpha):
         z = x @ (A.detach() if bug == "detached_A" else A).T
@@ -817,7 +1130,12 @@ def lora_by_einsum(bug):
             B = B.reshape(len(B), B.shape[2], B.shape[1]).transpose(1, 2)
         branch = torch.einsum("ne,nr,ero->no", g, z, B)
         base = 0 * (x @ weight.T) if bug == "no_base" else x @ weight.T
-        return base + (0 if bug == "no_bias" else bias) + (alpha if bug == "alpha_alone" else alpha / len(A)) * branch
+        return (
+            base
+            + (0 if bug == "no_bias" else bias)
+            + (alpha if bug == "alpha_alone" else alpha / len(A)) * branch
+        )
+
     return answer
 
 
@@ -828,15 +1146,27 @@ def lora_by_heads(x, weight, bias, A, W_r, B, alpha):
     return F.linear(x, weight, bias) + (alpha / rank) * (g[..., None] * heads).sum(1)
 
 
-@family("lora_backward", no_router_in_x="x has three ways", no_A_in_x="x has three ways", no_base_in_x="x has three ways",
-        softmax_diagonal="the router's gradient", router_not_scaled="the router's gradient", B_not_scaled="B's gradient",
-        B_not_routed="B's gradient", A_of_first_head="A's gradient", A_unweighted="A's gradient", order="B's gradient")
+@family(
+    "lora_backward",
+    no_router_in_x="x has three ways",
+    no_A_in_x="x has three ways",
+    no_base_in_x="x has three ways",
+    softmax_diagonal="the router's gradient",
+    router_not_scaled="the router's gradient",
+    B_not_scaled="B's gradient",
+    B_not_routed="B's gradient",
+    A_of_first_head="A's gradient",
+    A_unweighted="A's gradient",
+    order="B's gradient",
+)
 def backward_by_hand(bug):
     def answer(gy, x, weight, A, W_r, B, scaling):
         z, g = x @ A.T, (x @ W_r.T).softmax(-1)
         gu = torch.einsum("no,ero->ner", gy, B) * scaling
         weights = torch.ones_like(g) if bug == "B_not_routed" else g
-        gB = torch.einsum("ne,nr,no->ero", weights, z, gy) * (1 if bug == "B_not_scaled" else scaling)
+        gB = torch.einsum("ne,nr,no->ero", weights, z, gy) * (
+            1 if bug == "B_not_scaled" else scaling
+        )
         gz = (g[..., None] * gu).sum(1)
         if bug == "A_of_first_head":
             gz = g[:, :1] * gu[:, 0]
@@ -845,9 +1175,14 @@ def backward_by_hand(bug):
         gg = (gu * z[:, None]).sum(-1) / (scaling if bug == "router_not_scaled" else 1)
         gl = g * gg if bug == "softmax_diagonal" else g * (gg - (g * gg).sum(-1, keepdim=True))
         gx = 0 if bug == "no_base_in_x" else gy @ weight
-        gx = gx + (0 if bug == "no_A_in_x" else gz @ A) + (0 if bug == "no_router_in_x" else gl @ W_r)
+        gx = (
+            gx
+            + (0 if bug == "no_A_in_x" else gz @ A)
+            + (0 if bug == "no_router_in_x" else gl @ W_r)
+        )
         found = gx, gz.T @ x, gl.T @ x, gB
         return found[::-1] if bug == "order" else found
+
     return answer
 
 
@@ -857,8 +1192,8 @@ def backward_head_by_head(gy, x, weight, A, W_r, B, scaling):
     gB, gz, gg = [], 0, []
     for i in range(len(B)):
         back = scaling * gy @ B[i].T
-        gB.append(scaling * (g[:, i:i + 1] * z).T @ gy)
-        gz = gz + g[:, i:i + 1] * back
+        gB.append(scaling * (g[:, i : i + 1] * z).T @ gy)
+        gz = gz + g[:, i : i + 1] * back
         gg.append((back * z).sum(1))
     gg = torch.stack(gg, 1)
     jacobian = torch.diag_embed(g) - g[:, :, None] * g[:, None]
@@ -866,8 +1201,14 @@ def backward_head_by_head(gy, x, weight, A, W_r, B, scaling):
     return [gy @ weight + gz @ A + gl @ W_r, gz.T @ x, gl.T @ x, torch.stack(gB)]
 
 
-@family("merged_weight", transposed="B_i A, not A B_i", not_scaled="the branch is scaled", alpha_alone="the branch is scaled",
-        any_heads="two heads are refused", branch_alone="without B it is")
+@family(
+    "merged_weight",
+    transposed="B_i A, not A B_i",
+    not_scaled="the branch is scaled",
+    alpha_alone="the branch is scaled",
+    any_heads="two heads are refused",
+    branch_alone="without B it is",
+)
 def merged_by_product(bug):
     def answer(weight, A, B, alpha):
         if len(B) > 1 and bug != "any_heads":
@@ -879,6 +1220,7 @@ def merged_by_product(bug):
         if bug == "not_scaled":
             scaling = min(alpha, len(A)) / len(A)
         return scaling * delta if bug == "branch_alone" else weight + scaling * delta
+
     return answer
 
 
@@ -890,19 +1232,27 @@ def merged_by_probing(weight, A, B, alpha):
     return (basis @ weight.T + alpha / A.shape[0] * (basis @ A.T @ B[0])).T
 
 
-# 09: the kernel ---------------------------------------------------------------------------------------------------------------
+# 09: the kernel ---------------------------------------------------------------------------------
 
-@family("blocked_forward", last_block_lost="the last, shorter block", in_place="the inputs are left",
-        carried="a block is not changed", softmax_over_the_block="a block is not changed",
-        router_of_first_row="heads count by", heads_summed="one block that holds", unscaled="one block that holds",
-        running_mean="a block is not changed")
+
+@family(
+    "blocked_forward",
+    last_block_lost="the last, shorter block",
+    in_place="the inputs are left",
+    carried="a block is not changed",
+    softmax_over_the_block="a block is not changed",
+    router_of_first_row="heads count by",
+    heads_summed="one block that holds",
+    unscaled="one block that holds",
+    running_mean="a block is not changed",
+)
 def forward_in_blocks(bug):
     def answer(x, weight, bias, A, W_r, B, scaling, block):
         y, carried = x.new_zeros(len(x), len(weight)), 0.0
         rows = x.detach().clone() if bug != "in_place" else x
         end = len(x) // block * block if bug == "last_block_lost" and len(x) > block else len(x)
         for start in range(0, end, block):
-            part = rows[start:start + block]
+            part = rows[start : start + block]
             z, g = part @ A.T, (part @ W_r.T).softmax(-1)
             if bug == "softmax_over_the_block" and start:
                 g = g.mean(0, keepdim=True) + carried * 0 + 0.1
@@ -911,7 +1261,11 @@ def forward_in_blocks(bug):
             if bug == "heads_summed":
                 g = torch.ones_like(g)
             u = (g[:, :, None] * z[:, None]).flatten(1)
-            out = part @ weight.T + bias + (1 if bug == "unscaled" else scaling) * (u @ B.flatten(0, 1))
+            out = (
+                part @ weight.T
+                + bias
+                + (1 if bug == "unscaled" else scaling) * (u @ B.flatten(0, 1))
+            )
             if bug == "carried":
                 out, carried = out + carried, out.mean()
             if bug == "running_mean":
@@ -919,8 +1273,9 @@ def forward_in_blocks(bug):
                 out = out + (carried if start else 0)
             if bug == "in_place":
                 part.mul_(0)
-            y[start:start + block] = out
+            y[start : start + block] = out
         return y
+
     return answer
 
 
@@ -928,14 +1283,24 @@ def forward_in_blocks(bug):
 def forward_by_split(x, weight, bias, A, W_r, B, scaling, block):
     parts = []
     for part in x.split(block):
-        u = torch.einsum("ne,nr->ner", F.linear(part, W_r).softmax(1), F.linear(part, A)).reshape(len(part), -1)
-        parts.append(F.linear(part, weight, bias).addmm(u, B.reshape(-1, B.shape[-1]), alpha=scaling))
+        u = torch.einsum("ne,nr->ner", F.linear(part, W_r).softmax(1), F.linear(part, A)).reshape(
+            len(part), -1
+        )
+        parts.append(
+            F.linear(part, weight, bias).addmm(u, B.reshape(-1, B.shape[-1]), alpha=scaling)
+        )
     return torch.cat(parts)
 
 
-@family("flop_ratio", no_backward="A and the router", frozen_weight_gradient="A and the router",
-        no_router="A and the router", heads_not_counted="all heads of B", A_per_head="A and the router",
-        sides_swapped="A and the router")
+@family(
+    "flop_ratio",
+    no_backward="A and the router",
+    frozen_weight_gradient="A and the router",
+    no_router="A and the router",
+    heads_not_counted="all heads of B",
+    A_per_head="A and the router",
+    sides_swapped="A and the router",
+)
 def ratio_by_counting(bug):
     def answer(width, out):
         if bug == "sides_swapped":
@@ -945,6 +1310,7 @@ def ratio_by_counting(bug):
         back = r * (1 if bug == "heads_not_counted" else E) * out
         layer = (3 if bug == "frozen_weight_gradient" else 2) * width * out
         return 1 + (1 if bug == "no_backward" else 3) * (inside + back) / layer
+
     return answer
 
 
@@ -954,11 +1320,20 @@ def ratio_by_product(width, out):
     return (2 * width * out + 3 * sum(a * b for a, b in products)) / (2 * width * out)
 
 
-# 10: mask tokens ----------------------------------------------------------------------------------------------------------------
+# 10: mask tokens --------------------------------------------------------------------------------
 
-@family("mask_states", at_the_token="the state BEFORE", last_repeated="the state BEFORE", prompt_counted="mask tokens of the prompt",
-        first_group_only="several groups and rows", flat="groups of last - first", rows_reversed="several groups and rows",
-        detached="gradients reach", two_before="the state BEFORE")
+
+@family(
+    "mask_states",
+    at_the_token="the state BEFORE",
+    last_repeated="the state BEFORE",
+    prompt_counted="mask tokens of the prompt",
+    first_group_only="several groups and rows",
+    flat="groups of last - first",
+    rows_reversed="several groups and rows",
+    detached="gradients reach",
+    two_before="the state BEFORE",
+)
 def states_by_shift(bug):
     def answer(hidden, ids, loss_mask, first, last):
         at = (ids >= first) & (ids <= last)
@@ -977,6 +1352,7 @@ def states_by_shift(bug):
         if bug == "flat":
             picked = picked.flatten(0, 1)
         return picked.detach() if bug == "detached" else picked
+
     return answer
 
 
@@ -986,16 +1362,31 @@ def states_by_searching(hidden, ids, loss_mask, first, last):
     for b in range(len(ids)):
         for l in range(1, ids.shape[1]):
             if ids[b, l] == first and loss_mask[b, l]:
-                groups.append(hidden[b, l - 1:l + last - first])
+                groups.append(hidden[b, l - 1 : l + last - first])
     return torch.stack(groups)
 
 
-@family("dice_loss", over_the_batch="one loss for each mask", no_sigmoid="logits become", no_smooth="the 1 stands above",
-        smooth_below_only="a perfect mask", squared="p and t are summed", threshold="logits become probabilities",
-        detached="gradients reach", not_doubled="a perfect mask", smooth_tiny="the 1 stands above")
+@family(
+    "dice_loss",
+    over_the_batch="one loss for each mask",
+    no_sigmoid="logits become",
+    no_smooth="the 1 stands above",
+    smooth_below_only="a perfect mask",
+    squared="p and t are summed",
+    threshold="logits become probabilities",
+    detached="gradients reach",
+    not_doubled="a perfect mask",
+    smooth_tiny="the 1 stands above",
+)
 def dice_by_sums(bug):
     def answer(logits, target):
-        p = logits if bug == "no_sigmoid" else (logits > 0).float() if bug == "threshold" else logits.sigmoid()
+        p = (
+            logits
+            if bug == "no_sigmoid"
+            else (logits > 0).float()
+            if bug == "threshold"
+            else logits.sigmoid()
+        )
         if bug == "detached":
             p = p.detach()
         axes = (0, 1, 2) if bug == "over_the_batch" else (1, 2)
@@ -1003,9 +1394,12 @@ def dice_by_sums(bug):
         if bug == "smooth_tiny":
             s = torch.where(target.sum(axes) > 0, 1.0, 1e-6)
         size = p * p if bug == "squared" else p
-        over = (1 if bug == "not_doubled" else 2) * (p * target).sum(axes) + (0 if bug == "smooth_below_only" else s)
+        over = (1 if bug == "not_doubled" else 2) * (p * target).sum(axes) + (
+            0 if bug == "smooth_below_only" else s
+        )
         loss = 1 - over / (size.sum(axes) + target.sum(axes) + s)
         return loss.expand(len(logits)) if bug == "over_the_batch" else loss
+
     return answer
 
 
@@ -1016,8 +1410,15 @@ def dice_by_flattening(logits, target):
     return (total - 2 * torch.einsum("gp,gp->g", p, t) - 1) / total
 
 
-@family("bce_loss", over_the_batch="one loss for each mask", summed="the mean over the pixels", by_logarithms="sure and wrong is finite",
-        clamped="sure and wrong is finite", on_logits="minus the logarithm", capped="gradients of sure")
+@family(
+    "bce_loss",
+    over_the_batch="one loss for each mask",
+    summed="the mean over the pixels",
+    by_logarithms="sure and wrong is finite",
+    clamped="sure and wrong is finite",
+    on_logits="minus the logarithm",
+    capped="gradients of sure",
+)
 def bce_by_formula(bug):
     def answer(logits, target):
         if bug == "on_logits":
@@ -1036,6 +1437,7 @@ def bce_by_formula(bug):
         if bug == "over_the_batch":
             return each.mean().expand(len(logits))
         return each.sum((1, 2)) if bug == "summed" else each.mean((1, 2))
+
     return answer
 
 
@@ -1044,9 +1446,16 @@ def bce_by_torch(logits, target):
     return F.binary_cross_entropy_with_logits(logits, target, reduction="none").mean((-1, -2))
 
 
-@family("mask_iou", at_half="foreground is a logit", over_the_batch="one number for each mask", empty_is_zero="nothing predicted",
-        empty_is_nan="nothing predicted", over_target="over the union", over_sum="over the union",
-        empty_target_is_one="nothing predicted")
+@family(
+    "mask_iou",
+    at_half="foreground is a logit",
+    over_the_batch="one number for each mask",
+    empty_is_zero="nothing predicted",
+    empty_is_nan="nothing predicted",
+    over_target="over the union",
+    over_sum="over the union",
+    empty_target_is_one="nothing predicted",
+)
 def iou_by_sums(bug):
     def answer(pred, target):
         p, t = (pred > (0.5 if bug == "at_half" else 0)).numpy(), (target > 0).numpy()
@@ -1063,6 +1472,7 @@ def iou_by_sums(bug):
             return np.where(t.sum((1, 2)) > 0, iou, 1.0)
         iou = iou if bug == "empty_is_zero" else np.where(either > 0, iou, 1.0)
         return np.full(len(p), iou) if bug == "over_the_batch" else iou
+
     return answer
 
 
@@ -1076,11 +1486,19 @@ def iou_by_counting(pred, target):
     return np.array(result)
 
 
-# 11: training ---------------------------------------------------------------------------------------------------------------------
+# 11: training -----------------------------------------------------------------------------------
 
-@family("answer_loss", unshifted="logits at l are held", prompt_counted="the prompt does not count",
-        padding_counted="padding does not count", mean_of_row_means="a long answer counts", summed="the mean over the answer",
-        mask_of_the_state="logits at l are held", detached="gradients reach")
+
+@family(
+    "answer_loss",
+    unshifted="logits at l are held",
+    prompt_counted="the prompt does not count",
+    padding_counted="padding does not count",
+    mean_of_row_means="a long answer counts",
+    summed="the mean over the answer",
+    mask_of_the_state="logits at l are held",
+    detached="gradients reach",
+)
 def loss_by_shift(bug):
     def answer(logits, ids, loss_mask):
         wanted = loss_mask[:, 1:]
@@ -1090,7 +1508,9 @@ def loss_by_shift(bug):
             wanted = wanted.cummax(1).values
         if bug == "mask_of_the_state":
             wanted = loss_mask[:, :-1]
-        guess, true = (logits[:, 1:], ids[:, 1:]) if bug == "unshifted" else (logits[:, :-1], ids[:, 1:])
+        guess, true = (
+            (logits[:, 1:], ids[:, 1:]) if bug == "unshifted" else (logits[:, :-1], ids[:, 1:])
+        )
         each = F.cross_entropy(guess.transpose(1, 2), true, reduction="none") * wanted
         if bug == "mean_of_row_means":
             return (each.sum(1) / wanted.sum(1)).mean()
@@ -1098,6 +1518,7 @@ def loss_by_shift(bug):
             return each.sum()
         loss = each.sum() / wanted.sum()
         return loss.detach() if bug == "detached" else loss
+
     return answer
 
 
@@ -1107,12 +1528,22 @@ def loss_by_ignored_labels(logits, ids, loss_mask):
     return F.cross_entropy(logits[:, :-1].flatten(0, 1), labels.flatten(), ignore_index=-100)
 
 
-@family("schedule", from_zero="the first step is not lost", no_limit="it never exceeds", cosine="it falls over",
-        to_a_tenth="it falls over", fall_too_early="it falls over", divides_by_zero="a stage of no warm-up",
-        below_zero="a stage of no warm-up", smaller_of_both="warm-up and fall")
+@family(
+    "schedule",
+    from_zero="the first step is not lost",
+    no_limit="it never exceeds",
+    cosine="it falls over",
+    to_a_tenth="it falls over",
+    fall_too_early="it falls over",
+    divides_by_zero="a stage of no warm-up",
+    below_zero="a stage of no warm-up",
+    smaller_of_both="warm-up and fall",
+)
 def schedule_by_product(bug):
     def answer(step, progress, warmup):
-        rise = (step + (0 if bug == "from_zero" else 1)) / (warmup if bug == "divides_by_zero" else max(warmup, 1))
+        rise = (step + (0 if bug == "from_zero" else 1)) / (
+            warmup if bug == "divides_by_zero" else max(warmup, 1)
+        )
         rise = rise if bug == "no_limit" else min(rise, 1.0)
         left = 1 - progress if bug == "below_zero" else max(1 - progress, 0.0)
         fall = min(left / (0.75 if bug == "fall_too_early" else 0.6), 1.0)
@@ -1121,6 +1552,7 @@ def schedule_by_product(bug):
         if bug == "to_a_tenth":
             fall = max(fall, 0.1)
         return min(rise, fall) if bug == "smaller_of_both" else rise * fall
+
     return answer
 
 
@@ -1132,17 +1564,32 @@ def schedule_by_cases(step, progress, warmup):
     return factor * (1 - progress) / 0.6 if progress > 0.4 else factor
 
 
-# 12: comparing ----------------------------------------------------------------------------------------------------------------------
+# 12: comparing ----------------------------------------------------------------------------------
 
-@family("paired_interval", unpaired="rows that differ by the same", without_replacement="rows are drawn with",
-        few_rows="95 %", ninety="95 %", of_one_side="95 %", reversed_sign="low comes first", own_seed="the seed decides",
-        standard_deviation="95 %", of_rows="95 %", over_the_batch="rows are drawn with")
+
+@family(
+    "paired_interval",
+    unpaired="rows that differ by the same",
+    without_replacement="rows are drawn with",
+    few_rows="95 %",
+    ninety="95 %",
+    of_one_side="95 %",
+    reversed_sign="low comes first",
+    own_seed="the seed decides",
+    standard_deviation="95 %",
+    of_rows="95 %",
+    over_the_batch="rows are drawn with",
+)
 def interval_by_draws(bug):
     def answer(a, b, draws, seed):
         rng, n = np.random.default_rng(None if bug == "own_seed" else seed), len(a)
         found = []
         for _ in range(draws):
-            rows = rng.permutation(n) if bug == "without_replacement" else rng.integers(0, n, n // 4 if bug == "few_rows" else n)
+            rows = (
+                rng.permutation(n)
+                if bug == "without_replacement"
+                else rng.integers(0, n, n // 4 if bug == "few_rows" else n)
+            )
             others = rng.integers(0, n, n) if bug == "unpaired" else rows
             found.append(a[rows].mean() - b[others].mean())
         found = np.array(found)
@@ -1155,6 +1602,7 @@ def interval_by_draws(bug):
         edges = {"ninety": (15, 85), "of_one_side": (5, 100)}.get(bug, (2.5, 97.5))
         low, high = np.percentile(found, edges)
         return (-high, -low) if bug == "reversed_sign" else (low, high)
+
     return answer
 
 
@@ -1173,9 +1621,18 @@ def interval_by_counts(a, b, draws, seed):
     return float(np.quantile(means, 0.025)), float(np.quantile(means, 0.975))
 
 
-@family("partner", across_tasks="it is a row of the same task", same_clip="it is of another clip", the_next="it is a row of the same task",
-        shares_a_name="it shares no name", itself_at_last="without another clip", none_at_last="without another clip",
-        no_fallback="a clip that shares a name", first_row="it is of another clip", equal_names_only="it shares no name")
+@family(
+    "partner",
+    across_tasks="it is a row of the same task",
+    same_clip="it is of another clip",
+    the_next="it is a row of the same task",
+    shares_a_name="it shares no name",
+    itself_at_last="without another clip",
+    none_at_last="without another clip",
+    no_fallback="a clip that shares a name",
+    first_row="it is of another clip",
+    equal_names_only="it shares no name",
+)
 def partner_by_search(bug):
     def answer(k, rows):
         own, n = rows[k], len(rows)
@@ -1184,25 +1641,37 @@ def partner_by_search(bug):
             return around[0]
         if bug == "first_row":
             return next(j for j in range(n) if rows[j]["task"] == own["task"])
-        others = [j for j in around if (bug == "across_tasks" or rows[j]["task"] == own["task"])
-                  and (bug == "same_clip" or rows[j]["clip"] != own["clip"])]
+        others = [
+            j
+            for j in around
+            if (bug == "across_tasks" or rows[j]["task"] == own["task"])
+            and (bug == "same_clip" or rows[j]["clip"] != own["clip"])
+        ]
         if bug == "across_tasks":
             others = sorted(others, key=lambda j: rows[j]["task"] == own["task"])
         if not others and bug in ("itself_at_last", "none_at_last"):
             return k if bug == "itself_at_last" else None
         if not others:
             raise ValueError("no other clip")
-        fits = [j for j in others if rows[j]["names"] != own["names"]] if bug == "equal_names_only" else \
-            [j for j in others if not rows[j]["names"] & own["names"]]
+        fits = (
+            [j for j in others if rows[j]["names"] != own["names"]]
+            if bug == "equal_names_only"
+            else [j for j in others if not rows[j]["names"] & own["names"]]
+        )
         if bug == "no_fallback":
             return fits[0]
         return others[0] if bug == "shares_a_name" or not fits else fits[0]
+
     return answer
 
 
 @right("partner")
 def partner_by_minimum(k, rows):
-    others = [j for j, row in enumerate(rows) if row["task"] == rows[k]["task"] and row["clip"] != rows[k]["clip"]]
+    others = [
+        j
+        for j, row in enumerate(rows)
+        if row["task"] == rows[k]["task"] and row["clip"] != rows[k]["clip"]
+    ]
     if not others:
         raise ValueError(f"row {k} is alone")
     return min(others, key=lambda j: len(rows[j]["names"] & rows[k]["names"]))
@@ -1211,17 +1680,35 @@ def partner_by_minimum(k, rows):
 @right("partner")
 def partner_of_the_package(k, rows):
     from crab_mini.evaluation.generate import partners
+
     same = [j for j, row in enumerate(rows) if row["task"] == rows[k]["task"]]
-    kept = [SimpleNamespace(task=rows[j]["task"], clip=rows[j]["clip"], row=dict(event=",".join(rows[j]["names"])), place=j)
-            for j in same]
+    kept = [
+        SimpleNamespace(
+            task=rows[j]["task"],
+            clip=rows[j]["clip"],
+            row=dict(event=",".join(rows[j]["names"])),
+            place=j,
+        )
+        for j in same
+    ]
     return partners(kept)[same.index(k)].place
 
 
-# 13: a tenth task ----------------------------------------------------------------------------------------------------------------------
+# 13: a tenth task -------------------------------------------------------------------------------
 
-@family("offscreen_truth", always_yes="both answers occur", always_no="both answers occur", whole_clip="seen in another second",
-        reads_the_label="the row's own answer", first_second_only="seen in another second", last_second_only="every second is looked at",
-        every_second="seen in another second", seen_not_heard="both answers occur", counts_only="names are compared")
+
+@family(
+    "offscreen_truth",
+    always_yes="both answers occur",
+    always_no="both answers occur",
+    whole_clip="seen in another second",
+    reads_the_label="the row's own answer",
+    first_second_only="seen in another second",
+    last_second_only="every second is looked at",
+    every_second="seen in another second",
+    seen_not_heard="both answers occur",
+    counts_only="names are compared",
+)
 def truth_by_seconds(bug):
     def answer(row):
         if bug == "reads_the_label" and "answer" in row:
@@ -1237,8 +1724,12 @@ def truth_by_seconds(bug):
             seconds = seconds[-1:]
         if bug == "seen_not_heard":
             seconds = [pair[::-1] for pair in seconds]
-        off = [len(heard) > len(seen) if bug == "counts_only" else bool(heard - seen) for seen, heard in seconds]
+        off = [
+            len(heard) > len(seen) if bug == "counts_only" else bool(heard - seen)
+            for seen, heard in seconds
+        ]
         return "yes" if (all(off) if bug == "every_second" else any(off)) else "no"
+
     return answer
 
 
@@ -1251,9 +1742,16 @@ def truth_by_loops(row):
     return "no"
 
 
-@family("offscreen_score", unparsed_dropped="an answer that cannot be read", fails_on_unreadable="an answer that cannot be read",
-        word_anywhere="reasoning before the tag", percent="the share of right", unparsed_is_no="an answer that cannot be read",
-        tag_optional="an answer that cannot be read", not_scored_at_all="no readable answer at all")
+@family(
+    "offscreen_score",
+    unparsed_dropped="an answer that cannot be read",
+    fails_on_unreadable="an answer that cannot be read",
+    word_anywhere="reasoning before the tag",
+    percent="the share of right",
+    unparsed_is_no="an answer that cannot be read",
+    tag_optional="an answer that cannot be read",
+    not_scored_at_all="no readable answer at all",
+)
 def score_by_search(bug):
     def answer(texts, truth):
         right = []
@@ -1272,18 +1770,32 @@ def score_by_search(bug):
             right.append(said == true)
         if bug == "not_scored_at_all" and not any("<answer>" in text for text in texts):
             return float("nan")
-        return 100 * sum(right) / len(right) if bug == "percent" else sum(right) / max(len(right), 1)
+        return (
+            100 * sum(right) / len(right) if bug == "percent" else sum(right) / max(len(right), 1)
+        )
+
     return answer
 
 
 @right("offscreen_score")
 def score_by_endings(texts, truth):
-    said = [text.rpartition("<answer>")[2].removesuffix("</answer>").strip() if "<answer>" in text else "" for text in texts]
+    said = [
+        text.rpartition("<answer>")[2].removesuffix("</answer>").strip()
+        if "<answer>" in text
+        else ""
+        for text in texts
+    ]
     return float(np.mean([s == t for s, t in zip(said, truth)]))
 
 
-@family("usual_answer", share_of_yes="the more frequent answer", two_kinds="answers may be any words", half="the more frequent answer",
-        zero_for_one_kind="one kind of answer", first_answer="the more frequent answer")
+@family(
+    "usual_answer",
+    share_of_yes="the more frequent answer",
+    two_kinds="answers may be any words",
+    half="the more frequent answer",
+    zero_for_one_kind="one kind of answer",
+    first_answer="the more frequent answer",
+)
 def usual_by_counter(bug):
     def answer(truth):
         if bug == "share_of_yes":
@@ -1298,6 +1810,7 @@ def usual_by_counter(bug):
         if bug == "zero_for_one_kind" and len(counts) == 1:
             return 0.0
         return counts.most_common(1)[0][1] / len(truth)
+
     return answer
 
 

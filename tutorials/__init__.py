@@ -1,1 +1,2 @@
-"""Thirteen notebooks that import crab_mini, exercises with checks, and the commands that build and grade them."""
+"""Thirteen notebooks that import crab_mini, exercises with checks, and the commands that build and
+grade them."""

@@ -1,34 +1,41 @@
-"""What differs between a student's value and the expected one, in one line; and values and inputs in a few words.
+"""What differs between a student's value and the expected one, in one line; and values and inputs
+in a few words.
 
-Types are looked at before values: an object that claims to be equal to everything is equal to nothing here.
+Types are looked at before values: an object that claims to be equal to everything is equal to
+nothing here.
 """
 
 import numpy as np
 import torch
 from torch import Tensor
 
-NUMBERS_SHOWN = 12              # of a tensor; a larger one is described by its shape
-CHARACTERS_SHOWN = 160          # of anything else
+NUMBERS_SHOWN = 12  # of a tensor; a larger one is described by its shape
+CHARACTERS_SHOWN = 160  # of anything else
 
 
 def difference(found, expected, tolerance: float) -> str | None:
     """None where `found` is as expected, else one line: where, what was expected, what was found.
 
-    Tensors and arrays need the same shape and the same numbers within `tolerance` (relative and absolute). Lists and
-    tuples may stand for each other. Sets, dicts, strings, None and booleans must be equal.
+    Tensors and arrays need the same shape and the same numbers within `tolerance` (relative and
+    absolute). Lists and tuples may stand for each other. Sets, dicts, strings, None and booleans
+    must be equal.
     """
     if isinstance(expected, Tensor):
         return tensor_difference(found, expected, tolerance)
     if isinstance(expected, np.ndarray):
         if not isinstance(found, (np.ndarray, list, tuple)):
             return f"expected an array of shape {expected.shape}, found {describe(found)}"
-        return tensor_difference(torch.as_tensor(np.asarray(found)), torch.as_tensor(expected), tolerance)
+        return tensor_difference(
+            torch.as_tensor(np.asarray(found)), torch.as_tensor(expected), tolerance
+        )
     if isinstance(expected, (list, tuple)):
         return sequence_difference(found, expected, tolerance)
     if isinstance(expected, dict):
         if type(found) is not dict or set(found) != set(expected):
             return f"expected {describe(expected)}, found {describe(found)}"
-        return sequence_difference([found[key] for key in expected], list(expected.values()), tolerance)
+        return sequence_difference(
+            [found[key] for key in expected], list(expected.values()), tolerance
+        )
     if is_number(expected):
         if not is_number(found) or not close(float(found), float(expected), tolerance):
             return f"expected {describe(expected)}, found {describe(found)}"
@@ -39,7 +46,8 @@ def difference(found, expected, tolerance: float) -> str | None:
 
 
 def is_number(value) -> bool:
-    """Whether a value is a plain number (not a boolean), also one of numpy's or a tensor without axes."""
+    """Whether a value is a plain number (not a boolean), also one of numpy's or a tensor without
+    axes."""
     if isinstance(value, (Tensor, np.ndarray)):
         return value.ndim == 0 and value.dtype not in (torch.bool, np.bool_)
     return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
@@ -51,7 +59,8 @@ def close(a: float, b: float, tolerance: float) -> bool:
 
 
 def tensor_difference(found, expected: Tensor, tolerance: float) -> str | None:
-    """`difference` of two tensors: kind, shape, then the place where the numbers lie furthest apart."""
+    """`difference` of two tensors: kind, shape, then the place where the numbers lie furthest
+    apart."""
     if not isinstance(found, Tensor):
         return f"expected a tensor of shape {tuple(expected.shape)}, found {describe(found)}"
     if found.shape != expected.shape:
@@ -67,8 +76,11 @@ def tensor_difference(found, expected: Tensor, tolerance: float) -> str | None:
     # The number that is furthest off is shown; NaN is as far off as anything can be.
     far = apart.masked_fill(agree, -torch.inf).nan_to_num(nan=torch.inf)
     place = [int(i) for i in np.unravel_index(int(far.argmax()), far.shape)] if far.ndim else []
-    return (f"expected {wanted[tuple(place)].item():.5g} at {place}, found {wide[tuple(place)].item():.5g}; "
-            f"{int((~agree).sum())} of {agree.numel()} numbers differ")
+    return (
+        f"expected {wanted[tuple(place)].item():.5g} at {place}, "
+        f"found {wide[tuple(place)].item():.5g}; "
+        f"{int((~agree).sum())} of {agree.numel()} numbers differ"
+    )
 
 
 def sequence_difference(found, expected, tolerance: float) -> str | None:
@@ -95,9 +107,9 @@ def describe(value) -> str:
         return type(value).__name__
     try:
         text = repr(rounded(value))
-    except Exception as error:                      # a student's object may not even print
+    except Exception as error:  # a student's object may not even print
         text = f"an object of {type(value).__name__} whose repr raises {type(error).__name__}"
-    return text if len(text) <= CHARACTERS_SHOWN else f"{text[:CHARACTERS_SHOWN - 3]}..."
+    return text if len(text) <= CHARACTERS_SHOWN else f"{text[: CHARACTERS_SHOWN - 3]}..."
 
 
 def rounded(value):

@@ -1,4 +1,5 @@
-"""What is handed in, as statements to run: a module whole, of a notebook the imports, definitions and plain constants."""
+"""What is handed in, as statements to run: a module whole, of a notebook the imports, definitions
+and plain constants."""
 
 import ast
 import json
@@ -6,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 KEPT = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef)
-LARGEST = 20 * 2 ** 20          # bytes of a file that is read at all
+LARGEST = 20 * 2**20  # bytes of a file that is read at all
 
 
 class SubmissionError(ValueError):
@@ -15,22 +16,28 @@ class SubmissionError(ValueError):
 
 @dataclass
 class Submission:
-    """statements: sources that run one after the other. names: what they define on the top level."""
+    """statements: sources that run one after the other. names: what they define on the top
+    level."""
+
     path: Path
     statements: list[str]
     names: list[str]
-    notes: list[str]            # cells that were left out, and why
-    tolerant: bool              # a statement that fails is left out, too
+    notes: list[str]  # cells that were left out, and why
+    tolerant: bool  # a statement that fails is left out, too
 
 
 def read(path: Path) -> Submission:
     """A notebook (.ipynb) or a module; SubmissionError for what is neither."""
     try:
         if path.stat().st_size > LARGEST:
-            raise SubmissionError(f"{path}: expected a notebook or a module, found {path.stat().st_size} bytes")
+            raise SubmissionError(
+                f"{path}: expected a notebook or a module, found {path.stat().st_size} bytes"
+            )
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise SubmissionError(f"{path}: not a readable text file ({type(error).__name__})") from None
+        raise SubmissionError(
+            f"{path}: not a readable text file ({type(error).__name__})"
+        ) from None
     return notebook(path, text) if path.suffix == ".ipynb" else module(path, text)
 
 
@@ -39,9 +46,13 @@ def module(path: Path, text: str) -> Submission:
     try:
         tree = ast.parse(text)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise SubmissionError(f"{path}: not a Python file ({type(error).__name__}, line "
-                              f"{getattr(error, 'lineno', '?')})") from None
-    return Submission(path, [text], [name for node in tree.body for name in names_of(node)], [], False)
+        raise SubmissionError(
+            f"{path}: not a Python file ({type(error).__name__}, line "
+            f"{getattr(error, 'lineno', '?')})"
+        ) from None
+    return Submission(
+        path, [text], [name for node in tree.body for name in names_of(node)], [], False
+    )
 
 
 def notebook(path: Path, text: str) -> Submission:
@@ -78,7 +89,10 @@ def names_of(node: ast.stmt) -> list[str]:
 
 
 def is_constant(node: ast.stmt) -> bool:
-    """Whether a statement gives a name to something that costs nothing: no call in it, or only inside a lambda."""
+    """Whether a statement gives a name to something that costs nothing: no call in it, or only
+    inside a lambda."""
     if not isinstance(node, (ast.Assign, ast.AnnAssign)) or node.value is None:
         return False
-    return isinstance(node.value, ast.Lambda) or not any(isinstance(n, (ast.Call, ast.Await)) for n in ast.walk(node.value))
+    return isinstance(node.value, ast.Lambda) or not any(
+        isinstance(n, (ast.Call, ast.Await)) for n in ast.walk(node.value)
+    )

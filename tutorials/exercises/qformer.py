@@ -4,9 +4,9 @@ import torch
 import torch.nn as nn
 
 from crab_mini.config import QFormerConfig
-from crab_mini.model.qformer import QFormer, cells, place_code
+from crab_mini.model.qformer import QFormer, cells
 
-from ..check import exercise
+from ..exercise import exercise
 
 MODULE = "crab_mini.model.qformer"
 
@@ -15,8 +15,9 @@ MODULE = "crab_mini.model.qformer"
 def cells_of(h, w, grid, queries):
     """Which places of an h x w map belong to each query's cell: (queries, h*w) bool.
 
-    grid (rows, columns) divides the map into cells of equal size; place (y, x) lies in row y * rows // h and column
-    x * columns // w of the grid. Places and cells are counted row by row; with more queries than cells they repeat.
+    grid (rows, columns) divides the map into cells of equal size; place (y, x) lies in row y * rows
+    // h and column x * columns // w of the grid. Places and cells are counted row by row; with more
+    queries than cells they repeat.
     """
     raise NotImplementedError
 
@@ -29,7 +30,9 @@ def _(trial):
     trial.agree(1, 2, (1, 1), 1)
 
 
-@cells_of.requires("cells are counted row by row", "cell = row * columns + column: do not swap rows and columns")
+@cells_of.requires(
+    "cells are counted row by row", "cell = row * columns + column: do not swap rows and columns"
+)
 def _(trial):
     trial.agree(2, 2, (2, 2), 4)
     trial.agree(2, 1, (2, 1), 2)
@@ -58,7 +61,8 @@ class Taken(nn.Module):
 
 
 def bare(features: int, grid, queries: int, heads: int) -> tuple[QFormer, Taken]:
-    """The package's Q-Former without learned parts: its queries are zero, its norms and projections the identity."""
+    """The package's Q-Former without learned parts: its queries are zero, its norms and projections
+    the identity."""
     former = QFormer(QFormerConfig(features, 0, heads, 4, queries, grid), features, features)
     former.queries = nn.Parameter(torch.zeros(queries, features), requires_grad=False)
     former.normalise = former.norm = former.start = former.out = nn.Identity()
@@ -71,8 +75,8 @@ def bare(features: int, grid, queries: int, heads: int) -> tuple[QFormer, Taken]
 def query_start(features, h, w, grid, queries):
     """What an anchored query starts from: the mean over its cell of features + place code.
 
-    features (N,h*w,D) -> (N,queries,D). Use `cells` and `place_code(h, w, D)` of crab_mini.model.qformer. (The learned
-    query and the projection are left out here.)
+    features (N,h*w,D) -> (N,queries,D). Use `cells` and `place_code(h, w, D)` of
+    crab_mini.model.qformer. (The learned query and the projection are left out here.)
     """
     raise NotImplementedError
 
@@ -82,7 +86,9 @@ def _(features, h, w, grid, queries):
     return bare(features.shape[-1], grid, queries, 1)[0](features, h, w)
 
 
-@query_start.requires("one cell: the mean, not the sum", "divide by the number of places in the cell")
+@query_start.requires(
+    "one cell: the mean, not the sum", "divide by the number of places in the cell"
+)
 def _(trial):
     features = trial.normal(1, 2, 4)
     more = trial.call(features + 1, 1, 2, (1, 1), 1) - trial.call(features, 1, 2, (1, 1), 1)
@@ -101,7 +107,9 @@ def _(trial):
     trial.agree(trial.normal(1, 16, 4), 4, 4, (2, 2), 4)
 
 
-@query_start.requires("rows and columns are not swapped", "h comes first, in cells and in place_code")
+@query_start.requires(
+    "rows and columns are not swapped", "h comes first, in cells and in place_code"
+)
 def _(trial):
     trial.agree(trial.normal(1, 8, 4), 4, 2, (2, 1), 2)
     trial.agree(trial.normal(2, 15, 8), 3, 5, (1, 2), 3)
@@ -114,10 +122,11 @@ def _(trial):
 
 @exercise("06", lives=f"{MODULE}:QFormer.forward", points=2, replaces=False)
 def keys_values_bias(features, h, w, grid, queries, pull):
-    """What the cross-attention of anchored queries gets: keys (N,P,D), values (N,P,D), bias (n,queries,P).
+    """What the cross-attention of anchored queries gets: keys (N,P,D), values (N,P,D), bias
+    (n,queries,P).
 
-    keys: features + place code; values: features alone (where is for the looking, what is for the taking); bias:
-    pull (n,) of each head on the places of the query's own cell, 0 elsewhere.
+    keys: features + place code; values: features alone (where is for the looking, what is for the
+    taking); bias: pull (n,) of each head on the places of the query's own cell, 0 elsewhere.
     """
     raise NotImplementedError
 
@@ -133,7 +142,11 @@ def _(features, h, w, grid, queries, pull):
 def parts(trial, *arguments):
     """(the answer's three results, the package's)."""
     found = trial.call(*arguments)
-    trial.expect(isinstance(found, (tuple, list)) and len(found) == 3, "keys, values and bias", repr(type(found).__name__))
+    trial.expect(
+        isinstance(found, (tuple, list)) and len(found) == 3,
+        "keys, values and bias",
+        repr(type(found).__name__),
+    )
     return found, trial.exercise.original()(*arguments)
 
 

@@ -1,21 +1,29 @@
-"""Notebook 01: what the model's words mean. Text -> a plain value, or None where the answer cannot be read."""
+"""Notebook 01: what the model's words mean. Text -> a plain value, or None where the answer cannot
+be read."""
 
-from ..check import exercise
+from ..exercise import exercise
 
-TASKS = "crab_mini.tasks.base:TASKS"           # the one line that knows where the package keeps its tasks
-AVE, OTHER = "<event> dog </event> <range> 2,6 </range>", "<event> bell </event> <range> 0,10 </range>"
+TASKS = "crab_mini.tasks.base:TASKS"  # the one line that knows where the package keeps its tasks
+AVE, OTHER = (
+    "<event> dog </event> <range> 2,6 </range>",
+    "<event> bell </event> <range> 0,10 </range>",
+)
 
 
 @exercise("01", lives=f"{TASKS}.ave.parse")
 def parse_ave(text):
-    """AVE's answer: `.. <event> dog </event> .. <range> 2,6 </range> ..` -> ("dog", 2, 6), seconds as whole numbers.
+    """AVE's answer: `.. <event> dog </event> .. <range> 2,6 </range> ..` -> ("dog", 2, 6), seconds
+    as whole numbers.
 
-    None where a tag is missing or the range ends before it begins. Blanks inside the tags do not count.
+    None where a tag is missing or the range ends before it begins. Blanks inside the tags do not
+    count.
     """
     raise NotImplementedError
 
 
-@parse_ave.requires("a plain answer is read", "re.search with one group for the name and one for each number")
+@parse_ave.requires(
+    "a plain answer is read", "re.search with one group for the name and one for each number"
+)
 def _(trial):
     trial.equal(trial.call("<event>dog</event> <range>2,6</range>"), ("dog", 2, 6))
     trial.equal(trial.call("The event: <event>dog</event>, at <range>2,6</range>."), ("dog", 2, 6))
@@ -32,9 +40,17 @@ def _(trial):
     trial.equal(trial.call(OTHER), ("bell", 0, 10))
 
 
-@parse_ave.requires("an answer that cannot be read is None", "re.search gives None where nothing fits")
+@parse_ave.requires(
+    "an answer that cannot be read is None", "re.search gives None where nothing fits"
+)
 def _(trial):
-    for text in ("", "dog 2,6", "<event> dog </event>", "<range> 2,6 </range>", "<event> dog </event> <range> 2 </range>"):
+    for text in (
+        "",
+        "dog 2,6",
+        "<event> dog </event>",
+        "<range> 2,6 </range>",
+        "<event> dog </event> <range> 2 </range>",
+    ):
         trial.equal(trial.call(text), None)
 
 
@@ -43,10 +59,16 @@ def _(trial):
     trial.equal(trial.call("<event> dog </event> <range> 6,2 </range>"), None)
 
 
-@parse_ave.requires("names of several words are kept whole", "a name is whatever stands between the tags")
+@parse_ave.requires(
+    "names of several words are kept whole", "a name is whatever stands between the tags"
+)
 def _(trial):
-    trial.equal(trial.call("<event> emergency-car </event> <range> 2,6 </range>"), ("emergency-car", 2, 6))
-    trial.equal(trial.call("<event> lawn mower </event> <range> 2,6 </range>"), ("lawn mower", 2, 6))
+    trial.equal(
+        trial.call("<event> emergency-car </event> <range> 2,6 </range>"), ("emergency-car", 2, 6)
+    )
+    trial.equal(
+        trial.call("<event> lawn mower </event> <range> 2,6 </range>"), ("lawn mower", 2, 6)
+    )
 
 
 @parse_ave.requires("tags that come twice count once", "a greedy .+ runs to the last closing tag")
@@ -56,23 +78,31 @@ def _(trial):
 
 @exercise("01", lives=f"{TASKS}.avvp.parse", points=2)
 def parse_avvp(text):
-    """AVVP's answer: every `<audio_event> dog,(3 6),(8 9) </audio_event>` and every `<visual_event> .. </visual_event>`.
+    """AVVP's answer: every `<audio_event> dog,(3 6),(8 9) </audio_event>` and every `<visual_event>
+    .. </visual_event>`.
 
-    -> {"audio": [("dog", 3, 6), ("dog", 8, 9)], "visual": [..]}, in the order of the text. A text without any tag is
-    None, unless it says "no audio event" or "no visual event": then the lists are empty.
+    -> {"audio": [("dog", 3, 6), ("dog", 8, 9)], "visual": [..]}, in the order of the text. A text
+    without any tag is None, unless it says "no audio event" or "no visual event": then the lists
+    are empty.
     """
     raise NotImplementedError
 
 
-@parse_avvp.requires("both senses are read, each into its own list", "the tag's name says which list")
+@parse_avvp.requires(
+    "both senses are read, each into its own list", "the tag's name says which list"
+)
 def _(trial):
     text = "<audio_event> dog,(3 6) </audio_event>"
     trial.equal(trial.call(text), {"audio": [("dog", 3, 6)], "visual": []})
-    trial.equal(trial.call(f"<visual_event> bell,(0 2) </visual_event> {text}"),
-                {"audio": [("dog", 3, 6)], "visual": [("bell", 0, 2)]})
+    trial.equal(
+        trial.call(f"<visual_event> bell,(0 2) </visual_event> {text}"),
+        {"audio": [("dog", 3, 6)], "visual": [("bell", 0, 2)]},
+    )
 
 
-@parse_avvp.requires("all tags of a text are read", "re.search finds the first only; re.findall finds all")
+@parse_avvp.requires(
+    "all tags of a text are read", "re.search finds the first only; re.findall finds all"
+)
 def _(trial):
     text = "<audio_event> dog,(3 6) </audio_event> <audio_event> bell,(1 2) </audio_event>"
     trial.equal(trial.call(text), {"audio": [("dog", 3, 6), ("bell", 1, 2)], "visual": []})
@@ -80,21 +110,30 @@ def _(trial):
 
 @parse_avvp.requires("all spans of a tag are read", "one name may be heard twice")
 def _(trial):
-    trial.equal(trial.call("<visual_event> dog,(3 6),(8 9) </visual_event>"),
-                {"audio": [], "visual": [("dog", 3, 6), ("dog", 8, 9)]})
+    trial.equal(
+        trial.call("<visual_event> dog,(3 6),(8 9) </visual_event>"),
+        {"audio": [], "visual": [("dog", 3, 6), ("dog", 8, 9)]},
+    )
 
 
 @parse_avvp.requires("numbers may have two digits", r"\d is one digit, \d+ is one or more")
 def _(trial):
-    trial.equal(trial.call("<audio_event> dog,(0 10) </audio_event>"), {"audio": [("dog", 0, 10)], "visual": []})
+    trial.equal(
+        trial.call("<audio_event> dog,(0 10) </audio_event>"),
+        {"audio": [("dog", 0, 10)], "visual": []},
+    )
 
 
-@parse_avvp.requires("silence that is said is an empty answer, not an unreadable one", "look for `no audio event`")
+@parse_avvp.requires(
+    "silence that is said is an empty answer, not an unreadable one", "look for `no audio event`"
+)
 def _(trial):
     trial.equal(trial.call("no audio event no visual event"), {"audio": [], "visual": []})
 
 
-@parse_avvp.requires("an answer that cannot be read is None", "no tag, and nothing said about there being none")
+@parse_avvp.requires(
+    "an answer that cannot be read is None", "no tag, and nothing said about there being none"
+)
 def _(trial):
     trial.equal(trial.call("the dog barks"), None)
     trial.equal(trial.call(""), None)
@@ -102,7 +141,8 @@ def _(trial):
 
 @exercise("01", lives=f"{TASKS}.arig.parse")
 def parse_arig(text):
-    """ARIG's answer: the LAST two corners `(x,y)` of the text -> (x0, y0, x1, y1), whole pixels of a 224 x 224 frame.
+    """ARIG's answer: the LAST two corners `(x,y)` of the text -> (x0, y0, x1, y1), whole pixels of
+    a 224 x 224 frame.
 
     None for fewer than two corners, or where the second is not below and to the right of the first.
     """

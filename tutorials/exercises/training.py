@@ -6,14 +6,16 @@ import torch
 
 from crab_mini.model.crab import Crab
 
-from ..check import exercise
+from ..exercise import exercise
 
 
 @exercise("11", lives="crab_mini.model.crab:Crab.text_loss", points=3, replaces=False)
 def answer_loss(logits, ids, loss_mask):
-    """The loss on answers only: logits (B,L,V), ids (B,L), loss_mask (B,L) bool, True on the answer's ids.
+    """The loss on answers only: logits (B,L,V), ids (B,L), loss_mask (B,L) bool, True on the
+    answer's ids.
 
-    The logits at l predict the id at l + 1. -> the mean cross-entropy over ALL answer ids of the batch, a scalar.
+    The logits at l predict the id at l + 1. -> the mean cross-entropy over ALL answer ids of the
+    batch, a scalar.
     """
     raise NotImplementedError
 
@@ -31,7 +33,9 @@ def batch(trial, *rows: str):
     return trial.normal(*loss_mask.shape, 5), trial.whole(0, 5, *loss_mask.shape), loss_mask
 
 
-@answer_loss.requires("logits at l are held against the id at l + 1", "logits[:, :-1] with ids[:, 1:]")
+@answer_loss.requires(
+    "logits at l are held against the id at l + 1", "logits[:, :-1] with ids[:, 1:]"
+)
 def _(trial):
     logits, ids, loss_mask = batch(trial, "paaaa")
     sure = torch.nn.functional.one_hot(ids.roll(-1, 1), 5) * 30.0
@@ -44,7 +48,9 @@ def _(trial):
     trial.agree(*batch(trial, "paa"))
 
 
-@answer_loss.requires("the prompt does not count", "loss_mask[:, 1:], the mask of what is predicted")
+@answer_loss.requires(
+    "the prompt does not count", "loss_mask[:, 1:], the mask of what is predicted"
+)
 def _(trial):
     trial.agree(*batch(trial, "ppa"))
     trial.agree(*batch(trial, "ppppaa"))
@@ -55,7 +61,10 @@ def _(trial):
     trial.agree(*batch(trial, "pa.."))
 
 
-@answer_loss.requires("a long answer counts for more than a short one", "one mean over all ids, not a mean of rows' means")
+@answer_loss.requires(
+    "a long answer counts for more than a short one",
+    "one mean over all ids, not a mean of rows' means",
+)
 def _(trial):
     trial.agree(*batch(trial, "paaa", "pa.."))
     trial.agree(*batch(trial, "ppaaaa", "paaaaa", "ppppa."))
@@ -69,15 +78,18 @@ def _(trial):
 
 @exercise("11", lives="crab_mini.training.optimizer:schedule")
 def schedule(step, progress, warmup):
-    """The factor of all learning rates before step `step` (from 0) at `progress` (0 to 1) of a stage.
+    """The factor of all learning rates before step `step` (from 0) at `progress` (0 to 1) of a
+    stage.
 
-    It rises linearly over `warmup` steps, 1/warmup at step 0 and 1 at step warmup - 1; stays; and falls linearly to 0
-    over the last 60 % of the stage. Warm-up and fall multiply.
+    It rises linearly over `warmup` steps, 1/warmup at step 0 and 1 at step warmup - 1; stays; and
+    falls linearly to 0 over the last 60 % of the stage. Warm-up and fall multiply.
     """
     raise NotImplementedError
 
 
-@schedule.requires("the first step is not lost", "(step + 1) / warmup: a factor of 0 would waste it")
+@schedule.requires(
+    "the first step is not lost", "(step + 1) / warmup: a factor of 0 would waste it"
+)
 def _(trial):
     trial.agree(0, 0.0, 4)
     trial.agree(3, 0.0, 4)
@@ -95,7 +107,10 @@ def _(trial):
         trial.agree(100, progress, 4)
 
 
-@schedule.requires("a stage of no warm-up begins at full rate, one past its end stays at zero", "max(warmup, 1), max(0, ..)")
+@schedule.requires(
+    "a stage of no warm-up begins at full rate, one past its end stays at zero",
+    "max(warmup, 1), max(0, ..)",
+)
 def _(trial):
     trial.agree(0, 0.0, 0)
     trial.agree(100, 1.2, 4)

@@ -2,14 +2,16 @@
 
 import torch
 
-from ..check import exercise
+from ..exercise import exercise
 
 
 @exercise("07", lives="crab_mini.model.crab:Crab.embed", points=2, replaces=False)
 def masked_write(embeds, slots, tokens):
-    """The one masked write: embeds (B,L,D), slots (B,L) bool, tokens (M,D), M the number of slots in all rows.
+    """The one masked write: embeds (B,L,D), slots (B,L) bool, tokens (M,D), M the number of slots
+    in all rows.
 
-    -> (B,L,D): the slots hold the tokens, in the order of the rows and, within a row, of the places; all else stays.
+    -> (B,L,D): the slots hold the tokens, in the order of the rows and, within a row, of the
+    places; all else stays.
     """
     raise NotImplementedError
 
@@ -37,13 +39,17 @@ def write(trial, *rows: str, width: int = 2) -> None:
     trial.equal(trial.call(embeds, slots, tokens), expected_write(embeds, slots, tokens))
 
 
-@masked_write.requires("one row: slots are filled from the left", "boolean indexing or masked_scatter")
+@masked_write.requires(
+    "one row: slots are filled from the left", "boolean indexing or masked_scatter"
+)
 def _(trial):
     write(trial, "01", width=1)
     write(trial, "0110")
 
 
-@masked_write.requires("each row has slots of its own", "a mask for each row, not the first row's for all")
+@masked_write.requires(
+    "each row has slots of its own", "a mask for each row, not the first row's for all"
+)
 def _(trial):
     write(trial, "10", "01", width=1)
     write(trial, "1100", "0011")
@@ -55,12 +61,17 @@ def _(trial):
     write(trial, "110", "011", "101")
 
 
-@masked_write.requires("rows may have different numbers of slots", "tokens are one list for the whole batch")
+@masked_write.requires(
+    "rows may have different numbers of slots", "tokens are one list for the whole batch"
+)
 def _(trial):
     write(trial, "1110", "0000", "0100")
 
 
-@masked_write.requires("gradients reach the tokens and what stays", "torch.where or masked_scatter; no .data, no detach")
+@masked_write.requires(
+    "gradients reach the tokens and what stays",
+    "torch.where or masked_scatter; no .data, no detach",
+)
 def _(trial):
     slots = slots_of("0110", "1000")
     embeds, tokens = trial.normal(2, 4, 3), trial.normal(3, 3)
@@ -71,6 +82,7 @@ def _(trial):
         result = function(leaves[0].clone(), slots, leaves[1].clone())
         trial.expect(result.requires_grad, "a result that gradients flow through", "none")
         return torch.autograd.grad((result * weights).sum(), leaves, allow_unused=True)
+
     mine, theirs = gradients(trial.run), gradients(expected_write)
     for name, got, wanted in zip(("embeds", "tokens"), mine, theirs):
         trial.expect(got is not None, f"a gradient that reaches {name}", "none")
@@ -79,8 +91,9 @@ def _(trial):
 
 @exercise("07", lives="crab_mini.model.crab:Crab.embed", points=2, replaces=False)
 def word_before(ids, slots):
-    """Which word a placeholder belongs to: ids (B,L), slots (B,L) bool -> (B,L), at each slot the id of the last place
-    before it that is no slot (the number of its second). What stands elsewhere does not matter.
+    """Which word a placeholder belongs to: ids (B,L), slots (B,L) bool -> (B,L), at each slot the
+    id of the last place before it that is no slot (the number of its second). What stands elsewhere
+    does not matter.
 
     `<s> 0 V V A 1 V V A` -> at the slots 0 0 0 and 1 1 1. The first place is never a slot.
     """
@@ -102,18 +115,25 @@ def words(trial, *rows: str) -> None:
     slots = slots_of(*rows)
     ids = torch.arange(slots.numel()).reshape(slots.shape) + 5
     found = trial.call(ids, slots)
-    trial.expect(getattr(found, "shape", None) == ids.shape, f"shape {tuple(ids.shape)}",
-                 str(tuple(getattr(found, "shape", ()))))
+    trial.expect(
+        getattr(found, "shape", None) == ids.shape,
+        f"shape {tuple(ids.shape)}",
+        str(tuple(getattr(found, "shape", ()))),
+    )
     trial.equal(found[slots], expected_words(ids, slots))
 
 
-@word_before.requires("the first slot of a run reads the place before it", "place - 1, where that is a word")
+@word_before.requires(
+    "the first slot of a run reads the place before it", "place - 1, where that is a word"
+)
 def _(trial):
     words(trial, "01")
     words(trial, "001")
 
 
-@word_before.requires("all slots of a run read the same word", "the last place that is no slot: cummax of the places")
+@word_before.requires(
+    "all slots of a run read the same word", "the last place that is no slot: cummax of the places"
+)
 def _(trial):
     words(trial, "011")
     words(trial, "00111")
