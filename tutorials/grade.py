@@ -260,6 +260,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--memory", type=int, default=2048, help="MiB that the submission may take")
     args = parser.parse_args(argv)
     try:
+        if os.name != "posix":
+            raise SubmissionError("grading needs Linux or macOS (on Windows: WSL)")
         handed_in = submission.read(args.file)
         wanted = exercises_of(handed_in, args.notebook or notebook_of(args.file))
         if not wanted:

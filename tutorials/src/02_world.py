@@ -245,7 +245,7 @@ check(ave_accuracy)
 # %% [markdown]
 # ### A guesser who never looks
 #
-# Three blind strategies against the same rows, with the package's own functions (your answers are
+# Blind strategies against the same rows, with the package's own functions (your answers are
 # the same, once `check` says so). The score of AVE is $\frac{1}{T}\sum_t [\hat y_t = y_t]$, and
 # *background is a label*, so saying nothing is already worth something.
 
