@@ -1,14 +1,14 @@
 """Answers with a trained model: a data set's test split, with scores, or files of your own.
 
-    python eval.py --ckpt runs/tiny/crab.pt                             # all tasks: scores, chance, baselines, intervals
-    python eval.py --ckpt runs/tiny/crab.pt --data DIR --task ave,s4 --json scores.json --predictions answers.jsonl
+    python eval.py --ckpt runs/tiny/crab.pt         # all tasks: scores, chance, baselines, intervals
+    python eval.py --ckpt runs/tiny/crab.pt --data DIR --task ave,s4 --json scores.json
     python eval.py --ckpt runs/tiny/crab.pt --shuffle audio,video,both  # what each task really uses
     python eval.py --ckpt runs/tiny/crab.pt --show 4 --limit 4 --out shown
-    python eval.py --ckpt runs/tiny/crab.pt --audio a.wav --frames DIR --task ask --question "which object is heard first?"
+    python eval.py --ckpt runs/tiny/crab.pt --audio a.wav --frames DIR --task ask --question "what is heard first?"
     python eval.py --ckpt runs/tiny/crab.pt --audio a.wav --frames a.png --task s4 --out mine
 
-An answer that cannot be parsed counts as wrong and is counted; official Crab's scripts leave it out. Whatever cannot be
-done is one line and exit status 2.
+An answer that cannot be parsed counts as wrong and is counted; official Crab's scripts leave it out.
+Whatever cannot be done is one line and exit status 2.
 """
 
 import argparse
@@ -20,26 +20,25 @@ from pathlib import Path
 import torch
 
 from crab_mini import bundle
-from crab_mini.av_uie.class_lists import event_names
-from crab_mini.av_uie.rows import decode, read_annotations, tasks_in
+from crab_mini.av_uie.rows import event_names, read_annotations, tasks_in
+from crab_mini.av_uie.samples import decode
 from crab_mini.config import ConfigError
 from crab_mini.errors import CheckpointError, DataError
 from crab_mini.evaluation.generate import LIMIT, SHUFFLES, answer, partners
-from crab_mini.evaluation.own_files import Request, pose, sample_of
+from crab_mini.evaluation.own_files import Request, encoded, sample_of
 from crab_mini.evaluation.pictures import masks_of, picture_of, save
-from crab_mini.evaluation.score import Answer
-from crab_mini.evaluation.scoring import score
+from crab_mini.evaluation.score import score
 from crab_mini.evaluation.tables import as_json, comparison, lines, table
 from crab_mini.features.encoders import Features
-from crab_mini.features.rows import Rows
-from crab_mini.files import one_line, write_whole
-from crab_mini.options import Parser
-from crab_mini.tasks.base import TASKS
-from train import LISTED, settle
+from crab_mini.features.rows import Split, left_out
+from crab_mini.files import STDOUT, must_be_writable, write_result
+from crab_mini.options import Parser, add_arithmetic_options, device_and_precision
+from crab_mini.tasks.base import TASKS, load_plugin, parse_tasks
+from crab_mini.tasks.score import Answer
 
-OWN = ("audio", "frames", "question", "expression", "second")                           # options for files of one's own
-SET = ("data", "shuffle", "json", "predictions", "show", "limit", "skip_bad")           # options for a data set
-ASKS = dict(ms3=["second"], avss=["second"], ref_avs=["second", "expression"], avqa=["question"])
+# Options for files of one's own, and options for a data set.
+OWN = ("audio", "frames", "question", "expression", "second")
+SET = ("data", "shuffle", "json", "predictions", "show", "limit", "skip_bad")
 LONGEST = 2 * LIMIT         # tokens of an answer about files of one's own
 
 
@@ -50,13 +49,13 @@ def parser() -> Parser:
     made.add_argument("--ckpt", type=Path, required=True, metavar="FILE", help="a trained model, crab.pt")
     made.add_argument("--task", help="all, or names with commas (default: those it was trained on): " + ",".join(TASKS)
                       + "; of your own files one of these, or ask")
-    made.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    made.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="as in training")
-    made.add_argument("--kernel", choices=("auto", "torch", "cpp", "cuda"), default="auto", help="of the LoRA")
+    made.add_argument("--plugin", type=Path, metavar="FILE", help="a task of your own (data/README.md)")
+    add_arithmetic_options(made)
     made.add_argument("--cache-features", type=Path, metavar="DIR", help="keep the encoders' features for later runs")
     made.add_argument("--out", type=Path, metavar="DIR", help="where pictures go (default: shown, beside the model)")
     whole = made.add_argument_group("a data set")
-    whole.add_argument("--data", type=Path, metavar="DIR", help="in the AV-UIE layout (default: what it was trained on)")
+    whole.add_argument("--data", type=Path, metavar="DIR",
+                       help="in the AV-UIE layout (default: what it was trained on)")
     whole.add_argument("--limit", type=int, metavar="N", help="the first N samples of each task")
     whole.add_argument("--skip-bad", action="store_true", help="leave out what is broken in --data, and list it")
     whole.add_argument("--shuffle", metavar="WHICH", help="again with another clip's audio, video or both; several "
@@ -81,26 +80,32 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     if rest:
         names = [name for action in made._actions for name in action.option_strings]
         close = difflib.get_close_matches(rest[0].split("=")[0], names, n=2, cutoff=0.5)
-        raise ConfigError(f"{rest[0]}: no such option; " + (f"nearest: {', '.join(close)}" if close else
-                                                             "eval.py --help lists them"))
+        advice = f"nearest: {', '.join(close)}" if close else "eval.py --help lists them"
+        raise ConfigError(f"{rest[0]}: no such option; {advice}")
     options.own = options.frames is not None or options.audio is not None
     for name in SET if options.own else OWN:
         value = getattr(options, name)
         if value is not None and value is not False:
-            raise ConfigError(f"--{name.replace('_', '-')}: " + ("is for data sets, not for --frames and --audio"
-                                                                 if options.own else "needs --frames, files of your own"))
+            reason = "needs --frames, files of your own"
+            if options.own:
+                reason = "is for data sets, not for --frames and --audio"
+            raise ConfigError(f"--{name.replace('_', '-')}: {reason}")
     for name, least in (("limit", 1), ("show", 1), ("second", 0)):
         value = getattr(options, name)
         if value is not None and value < least:
             raise ConfigError(f"--{name}: expected at least {least}, found {value}")
-    options.shuffle = [word.strip() for word in options.shuffle.split(",")] if options.shuffle is not None else []
+    words = [] if options.shuffle is None else options.shuffle.split(",")
+    options.shuffle = [word.strip() for word in words]
     for word in options.shuffle:
         if word not in SHUFFLES:
             raise ConfigError(f"--shuffle: expected some of {', '.join(SHUFFLES)}, found '{word}'")
+    load_plugin(options.plugin)
+    aliases = {task.alias: name for name, task in TASKS.items() if task.alias}
     if options.own:
-        check_own(options)
-    elif options.task == "ask":
-        raise ConfigError("--task ask: needs --frames and --audio, files of your own; of a data set it is avqa")
+        check_own(options, aliases)
+    elif options.task in aliases:
+        raise ConfigError(f"--task {options.task}: needs --frames and --audio, files of your own; "
+                          f"of a data set it is {aliases[options.task]}")
     if options.out and not (options.own or options.show):
         raise ConfigError("--out: is for the pictures of --show or --frames")
     options.given, options.pictured = options.task, options.out is not None
@@ -109,23 +114,26 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     return options
 
 
-def check_own(options: argparse.Namespace) -> None:
-    """ConfigError unless one task is asked for, with all that it needs and nothing that it does not."""
+def check_own(options: argparse.Namespace, aliases: dict[str, str]) -> None:
+    """ConfigError unless one task is asked for, with all that it needs and nothing that it does not.
+
+    aliases: other names of tasks, {"ask": "avqa"}.
+    """
     if options.frames is None:
         raise ConfigError("--audio: needs --frames, what is seen (a folder, a picture or a video)")
-    asked, tasks = options.task, [*TASKS, "ask"]
-    if asked not in tasks:
-        close = difflib.get_close_matches(asked or "", tasks, n=2, cutoff=0.5) or tasks
-        raise ConfigError(f"--task: expected one for files of your own, found {asked or 'none'}; nearest: "
-                          f"{', '.join(close)}")
-    options.task = "avqa" if asked == "ask" else asked
-    needed = ASKS.get(options.task, [])
+    asked, names = options.task, [*TASKS, *aliases]
+    if asked not in names:
+        close = difflib.get_close_matches(asked or "", names, n=2, cutoff=0.5) or names
+        raise ConfigError(f"--task: expected one for files of your own, found {asked or 'none'}; "
+                          f"nearest: {', '.join(close)}")
+    options.task = aliases.get(asked, asked)
+    task = TASKS[options.task]
     for name in ("question", "expression", "second"):
-        value = getattr(options, name)
-        if name in needed and value in (None, ""):
+        value, needed = getattr(options, name), name in task.own_options
+        if needed and value in (None, ""):
             raise ConfigError(f"--task {asked} needs --{name}")
-        takes = name in needed or name == "second" and options.task in ("arig", "s4")
-        if value is not None and not takes:
+        one_frame = name == "second" and task.frames == 1       # the user may say which
+        if value is not None and not needed and not one_frame:
             raise ConfigError(f"--{name}: task {asked} takes none")
 
 
@@ -141,15 +149,14 @@ def place(options: argparse.Namespace, facts: dict) -> tuple[Path, list[str]]:
     return data, there
 
 
-def prepare(data: Path, tasks: list[str], features: Features, tokenizer, options) -> Rows:
-    """The rows to answer; with --skip-bad what is left out is listed."""
+def prepare(data: Path, tasks: list[str], features: Features, tokenizer, options) -> Split:
+    """The samples to answer; with --skip-bad what is left out is listed."""
     problems = [] if options.skip_bad else None
-    rows = Rows(data, "test", tasks, features, tokenizer, limit=options.limit, problems=problems)
-    bad = list(dict.fromkeys(map(str, problems or [])))
-    if bad:
-        more = [f"and {len(bad) - LISTED} more"] if len(bad) > LISTED else []
-        print("\n  ".join([f"--skip-bad leaves out {len(bad)} bad sample(s):", *bad[:LISTED], *more]), file=sys.stderr)
-    return rows
+    split = Split(data, "test", tasks, features, tokenizer, options.limit, problems)
+    if problems:
+        count = len(set(map(str, problems)))
+        print(left_out(f"--skip-bad leaves out {count} bad sample(s):", problems), file=sys.stderr)
+    return split
 
 
 def draw(task: str, answers: list[Answer], data: Path, options, size: int) -> None:
@@ -157,51 +164,41 @@ def draw(task: str, answers: list[Answer], data: Path, options, size: int) -> No
     known = {row.uid: row for row in read_annotations(data, "test", [task], problems=[])}
     count = min(options.show, len(answers))
     for k in [i * len(answers) // count for i in range(count)]:
-        row = known[answers[k].row.uid]
+        row = known[answers[k].sample.uid]
         image = picture_of(decode(row, size), answers[k], TASKS[task].answer(row.fields))
         save(image, options.out / f"{task}_{row.index}.png")
-
-
-def writable(path: Path) -> None:
-    """CheckpointError now rather than after the answers, if a file cannot be written there."""
-    probe = path.with_name(f".{path.name}.probe")
-    with one_line(path, "written"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
-        if path.is_dir():
-            raise IsADirectoryError("is a folder")
 
 
 def evaluate(crab, tokenizer, features: Features, facts: dict, options) -> None:
     """Scores, shuffled scores, predictions and pictures of a data set's test split."""
     began = time.monotonic()
-    for path in (options.predictions, options.json not in (None, "-") and Path(options.json),
+    for path in (options.predictions, options.json and Path(options.json),
                  options.show and options.out / "ave_0.png"):
         if path:
-            writable(path)
+            must_be_writable(path)
     data, tasks = place(options, facts)
-    rows, names = prepare(data, tasks, features, tokenizer, options), event_names(data)
-    tasks = [task for task in tasks if rows.by_task[task]]
+    split, names = prepare(data, tasks, features, tokenizer, options), event_names(data)
+    tasks = [task for task in tasks if split.by_task[task]]
     for task in tasks if options.shuffle else []:
-        partners([rows.rows[k] for k in rows.by_task[task]])    # whether there are any, before minutes go by
-    found, said = {how: {} for how in (None, *options.shuffle)}, []
+        partners(split.of(task))    # whether there are any, before minutes go by
+    found, predictions = {how: {} for how in (None, *options.shuffle)}, []
     for task in tasks:
         for how in found:
-            answers = answer(crab, tokenizer, rows, task, features.device, features.precision, how)
+            answers = answer(crab, tokenizer, split, task, features.device, features.precision, how)
             found[how][task] = score(task, answers, names)
-            said += lines(answers, found[how][task], how) if options.predictions else []
+            predictions += lines(answers, found[how][task], how) if options.predictions else []
             if options.show and how is None:
                 draw(task, answers, data, options, crab.cfg.vision.image)
     results = found.pop(None)
     if options.predictions:
-        write_whole(options.predictions, "".join(f"{line}\n" for line in said).encode())
+        write_result(options.predictions, "".join(f"{line}\n" for line in predictions).encode())
     content = as_json(results, found, checkpoint=str(options.ckpt), data=str(data), split="test", limit=options.limit,
                       device=features.device.type, precision=features.precision,
                       minutes=round((time.monotonic() - began) / 60, 2)) + "\n"
-    if options.json not in (None, "-"):
-        write_whole(Path(options.json), content.encode())
-    print(content if options.json == "-" else comparison(results, found) if found else table(results))
+    if options.json is not None:
+        write_result(Path(options.json), content.encode())
+    if options.json != STDOUT:
+        print(comparison(results, found) if found else table(results))
     for what, where in (("pictures", options.show and options.out), ("predictions", options.predictions)):
         if where:
             print(f"{what}: {where}", file=sys.stderr)
@@ -210,26 +207,30 @@ def evaluate(crab, tokenizer, features: Features, facts: dict, options) -> None:
 def ask(crab, tokenizer, features: Features, facts: dict, options) -> None:
     """The answer about the user's own files; masks, and with --out a picture of all, as PNG."""
     task, second = options.tasks[0], options.second
-    request = Request(task, options.frames, options.audio, second, options.question or "", options.expression or "")
-    sample, size = sample_of(request, crab.cfg.vision.image)
-    posed = pose(sample, features, tokenizer, tuple(facts["classes"]))
-    said, = answer(crab, tokenizer, posed, task, features.device, features.precision, limit=LONGEST)
-    print(f"seconds: {' '.join(map(str, sample.seconds))}\nprompt: {TASKS[task].prompt(sample.row)}\nanswer: {said.text}")
-    if said.parsed is None:
+    request = Request(task, options.frames, options.audio, second, options.question or "",
+                      options.expression or "")
+    sample, size = sample_of(request, crab.cfg.vision.image, tuple(facts["classes"]))
+    samples = encoded(sample, features, tokenizer)
+    given, = answer(crab, tokenizer, samples, task, features.device, features.precision,
+                    limit=LONGEST)
+    prompt = TASKS[task].prompt(sample.fields)
+    print(f"seconds: {' '.join(map(str, sample.seconds))}\nprompt: {prompt}\nanswer: {given.text}")
+    if given.parsed is None:
         print(f"This is no readable answer of {task}.")
-    for name, mask in masks_of(said, size).items():
+    for name, mask in masks_of(given, size).items():
         share = mask.histogram()[255] / (mask.width * mask.height)
         print(f"mask: {save(mask, options.out / name)} ({share:.1%} of the frame)")
     if options.pictured:
-        print(f"picture: {save(picture_of(sample, said), options.out / f'{task}.png')}")
+        print(f"picture: {save(picture_of(sample, given), options.out / f'{task}.png')}")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Answers; 2 with one line of reason where that cannot be."""
     try:
         options = arguments(argv)
-        device, precision, options.tasks = settle(options)
-        crab, tokenizer, facts = bundle.load(options.ckpt)
+        device, precision = device_and_precision(options.device, options.precision)
+        options.tasks = parse_tasks(options.task)
+        crab, tokenizer, facts = bundle.load(options.ckpt, options.kernel)
         features = Features(crab.to(device), device, precision, options.cache_features)
         (ask if options.own else evaluate)(crab, tokenizer, features, facts, options)
     except (ConfigError, DataError, CheckpointError, ValueError, OSError) as error:

@@ -1,16 +1,25 @@
 """Every number of a run in frozen dataclasses: `preset("tiny")`, then `--section.field value` overrides.
 
-One dial: `--preset nano|tiny|small|paper`. Sections are the model's parts and the run's stages; derived values are
-properties. An override is checked for name and type at the border, with the nearest valid name in the error.
+One dial: `--preset nano|tiny|small|paper`. Sections are the model's parts and the run's stages;
+derived values are properties. An override is checked for name and type here; an error gives the
+nearest valid name.
 """
 
 import dataclasses
 import difflib
 import typing
+import zlib
 from dataclasses import dataclass, replace
 
 REASONING = ("on", "off")   # off: answers are the bare tags
 MEL_BINS = 128              # of a log-mel frame, the published BEATs' number
+MASK_SCALES = 2             # layers of the ViT that the mask decoders read: VisionConfig.mask_layers
+MASK_TOKENS = 3             # <mask_i> tokens that the LLM writes for each of them
+
+
+def seed_of(*names) -> int:
+    """A seed from numbers and names, such as seed_of(cfg.seed, "align"): 32 bits."""
+    return zlib.crc32("/".join(map(str, names)).encode())
 
 
 class ConfigError(ValueError):
@@ -20,12 +29,14 @@ class ConfigError(ValueError):
 @dataclass(frozen=True)
 class LLMConfig:
     """Decoder-only transformer as LLaMA: RMSNorm, rotary positions, grouped-query attention, SwiGLU."""
-    vocab_size: int = 1200              # rows of the embedding and of the output head: every word and number of the world one
+    # Rows of the embedding and of the output head. 1200 give every word and every number of the
+    # miniature's text a token of its own.
+    vocab_size: int = 1200
     dim: int = 192
     layers: int = 4
     heads: int = 4
     kv_heads: int = 4              # fewer than heads: grouped-query attention
-    ffn_dim: int = 512              # of the SwiGLU
+    ffn_dim: int = 512             # of the SwiGLU
     rope_theta: float = 10000.0
     norm_eps: float = 1e-5
 
@@ -50,8 +61,18 @@ class VisionConfig:
 
     @property
     def kept(self) -> tuple[int, ...]:
-        """Indices into hidden_states of all layers that somebody reads, in order."""
+        """Indices into hidden_states of all layers that are read, in order: the K kept layers."""
         return tuple(sorted({*self.mask_layers, self.llm_layer}))
+
+    @property
+    def kept_for_llm(self) -> int:
+        """Which of the kept layers the Q-Former reads."""
+        return self.kept.index(self.llm_layer)
+
+    @property
+    def kept_for_masks(self) -> list[int]:
+        """Which of the kept layers the mask decoders read."""
+        return [self.kept.index(layer) for layer in self.mask_layers]
 
 
 @dataclass(frozen=True)
@@ -87,8 +108,6 @@ class MaskConfig:
     layers: int = 2
     heads: int = 4
     ffn_dim: int = 256
-    scales: int = 2
-    tokens: int = 3                # <mask_i> tokens per scale
 
 
 @dataclass(frozen=True)
@@ -102,15 +121,20 @@ class LoRAConfig:
 
 @dataclass(frozen=True)
 class StageConfig:
-    """One stage of training. Muon moves the hidden matrices, AdamW everything else (see optimizer.py)."""
-    steps: int = 1000
+    """One stage of training. Muon moves the hidden matrices, AdamW everything else.
+
+    See training/optimizer.py.
+    """
+    steps: int
     batch: int = 64                # rows of one optimizer step, over all processes
-    lr: float = 1e-3               # AdamW
-    muon_lr: float = 0.02          # 0: AdamW for all
+    lr: float = 1e-3               # of AdamW
+    muon_lr: float = 0.02          # of Muon; 0: AdamW for all
     warmup: int = 50               # steps
     weight_decay: float = 0.01
     clip: float = 1.0              # largest gradient norm
-    minutes: float = 3.0           # what the steps take on two fast cores; --max-minutes is shared out by it
+    # An estimate of what the steps take on two fast cores; --max-minutes is shared out by it. It is
+    # no part of a checkpoint's fingerprint.
+    minutes: float = 3.0
 
 
 @dataclass(frozen=True)
@@ -124,7 +148,7 @@ class WorldConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """A whole run."""
+    """A whole run. The defaults are the preset `tiny`: half an hour on two cores."""
     llm: LLMConfig = LLMConfig()
     vision: VisionConfig = VisionConfig()
     audio: AudioConfig = AudioConfig()
@@ -133,13 +157,13 @@ class Config:
     mask: MaskConfig = MaskConfig()
     lora: LoRAConfig = LoRAConfig()
     world: WorldConfig = WorldConfig()
-    text: StageConfig = StageConfig(steps=1500)
-    see: StageConfig = StageConfig(steps=2000)
-    hear: StageConfig = StageConfig(steps=2000)
-    speak: StageConfig = StageConfig(steps=1000)      # align: the Q-Formers learn the script's words
-    segment: StageConfig = StageConfig(steps=1000)    # align: masks of named objects
-    align: StageConfig = StageConfig(steps=500)
-    instruct: StageConfig = StageConfig(steps=800, lr=1e-3, muon_lr=0.0)
+    text: StageConfig = StageConfig(steps=1600, batch=32, lr=2e-3, muon_lr=0.005, minutes=7.0)
+    see: StageConfig = StageConfig(steps=900, minutes=2.0)
+    hear: StageConfig = StageConfig(steps=1200, minutes=2.4)
+    speak: StageConfig = StageConfig(steps=450, batch=256, lr=2e-3, minutes=1.5)
+    segment: StageConfig = StageConfig(steps=450, batch=48, minutes=1.8)
+    align: StageConfig = StageConfig(steps=150, muon_lr=0.0, minutes=1.5)
+    instruct: StageConfig = StageConfig(steps=420, lr=2e-3, muon_lr=0.0, minutes=7.5)
     seed: int = 0
     reasoning: str = "on"          # one of REASONING
 
@@ -156,6 +180,8 @@ class Config:
 # Fields that had another name in version 0.1, as (section, old name) -> new name: its checkpoints are still read.
 OLD_FIELDS = {(section, old): new for section in ("llm", "vision", "audio", "visual_qformer", "audio_qformer", "mask")
               for old, new in (("width", "dim"), ("hidden", "ffn_dim"), ("vocab", "vocab_size"))}
+# Fields of version 0.1 that could have one value only: that value is read over, any other is an unknown field.
+OLD_CONSTANTS = {("mask", "scales"): MASK_SCALES, ("mask", "tokens"): MASK_TOKENS}
 
 
 def from_dict(values: dict) -> Config:
@@ -170,7 +196,8 @@ def from_dict(values: dict) -> Config:
             made[name] = value
             continue
         known = {f.name for f in dataclasses.fields(kind)}
-        value = {OLD_FIELDS.get((name, key), key): inner for key, inner in value.items()}
+        value = {OLD_FIELDS.get((name, key), key): inner for key, inner in value.items()
+                 if (name, key) not in OLD_CONSTANTS or inner != OLD_CONSTANTS[name, key]}
         for key in value:
             if key not in known:
                 raise ConfigError(f"{name}.{key}: no such field{_nearest(key, known)}")
@@ -183,75 +210,86 @@ def _nearest(name: str, valid) -> str:
     return f"; nearest: {', '.join(close)}" if close else f"; expected one of {', '.join(sorted(valid))}"
 
 
+def _expected(kind) -> str:
+    """What the command line accepts for a field of this type, in words."""
+    if kind is str:
+        return " or ".join(REASONING)
+    if kind in (int, float):
+        return kind.__name__
+    words = "two whole numbers such as 2,4"
+    return f"{words}, or none" if type(None) in typing.get_args(kind) else words
+
+
 def _read(text: str, kind, name: str):
-    """Text of the command line -> a value of the field's type."""
+    """Text of the command line -> a value of the field's type; ConfigError if it is none."""
     try:
-        if kind is int:
-            return int(text)
-        if kind is float:
-            return float(text)
-        if kind is str and text in REASONING:
-            return text
-        if text.lower() == "none" and type(None) in typing.get_args(kind):
+        if kind in (int, float):
+            return kind(text)
+        if kind is str:
+            if text in REASONING:
+                return text
+        elif text.lower() == "none" and type(None) in typing.get_args(kind):
             return None
-        numbers = tuple(int(part) for part in text.split(","))
-        if len(numbers) == 2:
-            return numbers
+        else:
+            first, second = text.split(",")
+            return int(first), int(second)
     except ValueError:
         pass
-    if kind is str:
-        raise ConfigError(f"--{name}: expected {' or '.join(REASONING)}, found '{text}'")
-    shown = kind.__name__ if kind in (int, float) else "two whole numbers such as 2,4" + (
-        ", or none" if type(None) in typing.get_args(kind) else "")
-    raise ConfigError(f"--{name}: expected {shown}, found '{text}'")
+    raise ConfigError(f"--{name}: expected {_expected(kind)}, found '{text}'")
 
 
 def override(cfg: Config, name: str, text: str) -> Config:
-    """One `--section.field value` (or `--seed 3`) applied; ConfigError names what is wrong and the nearest names."""
+    """One `--section.field value` (or `--seed 3`) applied.
+
+    ConfigError names what is wrong, with the nearest names.
+    """
     sections = typing.get_type_hints(Config)
-    section, _, key = name.partition(".")
-    names = [f"{s}.{f.name}" for s, kind in sections.items() if dataclasses.is_dataclass(kind)
-             for f in dataclasses.fields(kind)] + ["seed", "reasoning"]
+    names = ["seed", "reasoning"]
+    for section, kind in sections.items():
+        if dataclasses.is_dataclass(kind):
+            names += [f"{section}.{field.name}" for field in dataclasses.fields(kind)]
     if name not in names:
         raise ConfigError(f"--{name}: no such field{_nearest(name, names)}")
+
+    section, _, key = name.partition(".")
     if not key:
         return replace(cfg, **{section: _read(text, sections[section], name)})
     kind = typing.get_type_hints(sections[section])[key]
-    return replace(cfg, **{section: replace(getattr(cfg, section), **{key: _read(text, kind, name)})})
-
-
-def _tiny() -> Config:
-    """Half an hour on two cores."""
-    return Config(
-        text=StageConfig(steps=1600, batch=32, lr=2e-3, muon_lr=0.005, minutes=7.0),
-        see=StageConfig(steps=900, batch=64, minutes=2.0),
-        hear=StageConfig(steps=1200, batch=64, minutes=2.4),
-        speak=StageConfig(steps=450, batch=256, lr=2e-3, minutes=1.5),
-        segment=StageConfig(steps=450, batch=48, minutes=1.8),
-        align=StageConfig(steps=150, batch=64, muon_lr=0.0, minutes=1.5),
-        instruct=StageConfig(steps=420, batch=64, lr=2e-3, muon_lr=0.0, minutes=7.5))
+    changed = replace(getattr(cfg, section), **{key: _read(text, kind, name)})
+    return replace(cfg, **{section: changed})
 
 
 def _nano() -> Config:
     """Minutes: for tests and for a first look; it learns its few clips, not the tasks."""
-    tiny = _tiny()
-    short = {name: replace(getattr(tiny, name), steps=steps, batch=16, warmup=5, minutes=0.2) for name, steps in
-             dict(text=200, see=40, hear=40, speak=40, segment=80, align=60, instruct=60).items()}
+    tiny = Config()
+    steps = dict(text=200, see=40, hear=40, speak=40, segment=80, align=60, instruct=60)
+    stages = {name: replace(getattr(tiny, name), steps=count, batch=16, warmup=5, minutes=0.2)
+              for name, count in steps.items()}
+    narrow = dict(dim=64, heads=2, ffn_dim=128)         # every part of the model but the LLM
     return replace(
-        tiny, llm=replace(tiny.llm, dim=96, layers=2, ffn_dim=256), world=WorldConfig(48, 16, 12),
-        vision=replace(tiny.vision, dim=64, layers=2, heads=2, ffn_dim=128, mask_layers=(1, 2), llm_layer=2),
-        audio=replace(tiny.audio, embed=32, dim=64, layers=2, heads=2, ffn_dim=128),
-        visual_qformer=replace(tiny.visual_qformer, dim=64, heads=2, ffn_dim=128, layers=1),
-        audio_qformer=replace(tiny.audio_qformer, dim=64, heads=2, ffn_dim=128, layers=1),
-        mask=replace(tiny.mask, dim=64, heads=2, ffn_dim=128, layers=1), lora=replace(tiny.lora, rank=4), **short)
+        tiny,
+        llm=replace(tiny.llm, dim=96, layers=2, ffn_dim=256),
+        vision=replace(tiny.vision, **narrow, layers=2, mask_layers=(1, 2), llm_layer=2),
+        audio=replace(tiny.audio, **narrow, layers=2, embed=32),
+        visual_qformer=replace(tiny.visual_qformer, **narrow, layers=1),
+        audio_qformer=replace(tiny.audio_qformer, **narrow, layers=1),
+        mask=replace(tiny.mask, **narrow, layers=1),
+        lora=replace(tiny.lora, rank=4),
+        world=replace(tiny.world, clips=48, test_clips=16, rows_per_task=12),
+        **stages)
 
 
 def _small() -> Config:
-    """More than an hour on two fast cores, a few on a laptop. What tiny gets wrong is mostly read wrongly from its own
-    lists, so it is the language model that grows; the encoders only see and hear more."""
-    tiny = _tiny()
+    """More than an hour on two fast cores, a few hours on a laptop.
+
+    The errors of `tiny` are mostly in reading the lists that it wrote itself. So the language model
+    grows; the encoders only train for more steps.
+    """
+    tiny = Config()
     return replace(
-        tiny, llm=replace(tiny.llm, dim=256, layers=6, ffn_dim=688), world=replace(tiny.world, clips=6000),
+        tiny,
+        llm=replace(tiny.llm, dim=256, layers=6, ffn_dim=688),
+        world=replace(tiny.world, clips=6000),
         text=replace(tiny.text, steps=2400, minutes=22.0),
         see=replace(tiny.see, steps=1400, minutes=3.1),
         hear=replace(tiny.hear, steps=2000, minutes=3.9),
@@ -264,18 +302,26 @@ def _small() -> Config:
 def _paper() -> Config:
     """The paper's sizes: ViT-L/14 at 224, BEATs iter3+, LLaMA-2-7B, 32 + 32 queries, rank 8, three heads.
 
-    Layers are the official configuration's indices into hidden_states: 14 and 22 for the masks, 23 for the LLM (the
-    paper's text says 14 and 23).
+    vision.mask_layers and vision.llm_layer are the official configuration's indices into
+    hidden_states: 14 and 22 for the masks, 23 for the LLM (the paper's text says 14 and 23).
+    With published weights only two stages are trained, `align` and `instruct`.
     """
-    qformer = QFormerConfig(768, 2, 12, 3072, 32, None)
+    qformer = QFormerConfig(dim=768, layers=2, heads=12, ffn_dim=3072, queries=32, grid=None)
     return Config(
-        llm=LLMConfig(32000, 4096, 32, 32, 32, 11008), lora=LoRAConfig(8, 3, 16.0),
-        vision=VisionConfig(224, 14, 1024, 24, 16, 4096, mask_layers=(14, 22), llm_layer=23),
-        audio=AudioConfig(16, 512, 768, 12, 12, 3072, 128, 16, 320, 800),
-        visual_qformer=qformer, audio_qformer=qformer, mask=MaskConfig(256, 2, 8, 2048))
+        llm=LLMConfig(vocab_size=32000, dim=4096, layers=32, heads=32, kv_heads=32, ffn_dim=11008),
+        vision=VisionConfig(image=224, patch=14, dim=1024, layers=24, heads=16, ffn_dim=4096,
+                            mask_layers=(14, 22), llm_layer=23),
+        audio=AudioConfig(patch=16, embed=512, dim=768, layers=12, heads=12, ffn_dim=3072,
+                          conv_pos=128, conv_pos_groups=16, buckets=320, max_distance=800),
+        visual_qformer=qformer,
+        audio_qformer=qformer,
+        mask=MaskConfig(dim=256, layers=2, heads=8, ffn_dim=2048),
+        lora=LoRAConfig(rank=8, heads=3, alpha=16.0),
+        align=StageConfig(steps=500),
+        instruct=StageConfig(steps=800, muon_lr=0.0))
 
 
-_PRESETS = {"nano": _nano, "tiny": _tiny, "small": _small, "paper": _paper}
+_PRESETS = {"nano": _nano, "tiny": Config, "small": _small, "paper": _paper}
 
 
 def preset(name: str) -> Config:

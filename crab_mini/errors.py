@@ -1,29 +1,36 @@
-"""What can go wrong at the border: each error is one line that says where, what was expected and what was found."""
+"""The errors of this project. Each is one line: where (a file, a stage), what was expected, what
+was found.
+"""
 
 from pathlib import Path
 
 
 class DataError(ValueError):
-    """One line about one file: `file: field: reason`."""
+    """A file of a data set cannot be used. One line: `file: field: reason`."""
 
     def __init__(self, file: str | Path, field: str, reason: str):
         one_line = " ".join(reason.split())
-        super().__init__("".join(c if c.isprintable() else "?" for c in f"{file}: {field}: {one_line}"))
+        text = f"{file}: {field}: {one_line}"
+        # A file's name may hold control characters; a terminal must not obey them.
+        super().__init__("".join(c if c.isprintable() else "?" for c in text))
         self.file, self.field, self.reason = str(file), field, one_line
+
+    def __reduce__(self):
+        """How a worker process hands the error to its parent."""
+        return DataError, (self.file, self.field, self.reason)
 
 
 class CheckpointError(RuntimeError):
-    """One line: which file, what was expected, what was found."""
+    """A checkpoint or another file of a run cannot be written, read or used."""
 
 
 class WeightsError(ValueError):
-    """One line: which file, parameter or field, what was expected, what was found."""
+    """Published weights cannot be used: which file, parameter or field."""
 
 
 class NonFiniteLoss(RuntimeError):
-    """One line: the stage, the step, the part and the samples whose loss or gradient is not a number."""
+    """A loss or a gradient is not finite: which stage, step, part and samples."""
 
 
 class Interrupted(KeyboardInterrupt):
-    """One line: where the stage was stopped, and that --resume goes on from there."""
-
+    """A stage was stopped by the user: where, and that --resume continues from there."""

@@ -1,7 +1,8 @@
 """The command line of train.py: its options, and every field of the configuration as `--section.field value`.
 
-Whatever cannot be meant is one `ConfigError` line with the nearest names: an option or field that does not exist, a
-value of the wrong kind, numbers that do not fit together. Nothing is abbreviated, accepted and ignored, or corrected.
+What is wrong is one `ConfigError` line with the nearest names: an option or field that does not
+exist, a value of the wrong type, numbers that do not fit together. No option is abbreviated, and
+none is accepted and ignored. eval.py shares the options that say how to compute.
 """
 
 import argparse
@@ -10,9 +11,11 @@ import difflib
 import textwrap
 from pathlib import Path
 
+import torch
+
 from .config import Config, ConfigError, override, preset
+from .fused_lora import KERNELS
 from .tasks.base import TASKS
-from .tokenizer import MASKS
 from .world.scene import MAX_SEED
 from .world.script import CELLS, VOICES
 
@@ -28,6 +31,18 @@ class Parser(argparse.ArgumentParser):
         raise ConfigError(message.replace("argument ", "", 1))
 
 
+def device_and_precision(device: str, precision: str) -> tuple[torch.device, str]:
+    """What --device and --precision mean on this machine; ConfigError for a GPU that is not there."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda: this torch sees no GPU (expected auto or cpu)")
+    found = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
+    if precision != "auto":
+        return found, precision
+    # bf16 where the hardware multiplies it.
+    cpu = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return found, "bf16" if found.type == "cuda" or cpu else "fp32"
+
+
 def fields(cfg: Config) -> dict[str, object]:
     """{"lora.heads": 3, ...}: every field of a configuration."""
     flat = {"seed": cfg.seed, "reasoning": cfg.reasoning}
@@ -39,7 +54,12 @@ def fields(cfg: Config) -> dict[str, object]:
 
 
 def _shown(value) -> str:
-    return ",".join(map(str, value)) if isinstance(value, tuple) else "none" if value is None else value if isinstance(value, str) else f"{value:g}"
+    """A value as it is written on the command line."""
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    if value is None:
+        return "none"
+    return value if isinstance(value, str) else f"{value:g}"
 
 
 def _listing() -> str:
@@ -57,6 +77,7 @@ def parser(description: str) -> Parser:
     made = Parser(prog="train.py", description=description, allow_abbrev=False, epilog=_listing(),
                   formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--task", default="all", help="all, or names with commas: " + ",".join(TASKS))
+    made.add_argument("--plugin", type=Path, metavar="FILE", help="a task of your own (data/README.md)")
     made.add_argument("--preset", default="tiny", help="nano, tiny, small or paper (with published weights)")
     made.add_argument("--data", type=Path, help="a folder in the AV-UIE layout for the instruct stage; one that "
                       "crab_mini.world made (from a bank, say) serves all stages")
@@ -72,11 +93,17 @@ def parser(description: str) -> Parser:
     made.add_argument("--resume", action="store_true", help="go on with the stage that was stopped")
     made.add_argument("--max-minutes", type=float, help="wall-clock budget of all stages together")
     made.add_argument("--max-steps", type=int, help="steps of each stage at most")
+    add_arithmetic_options(made)
+    return made
+
+
+def add_arithmetic_options(made: Parser) -> None:
+    """The options that say where and in which precision to compute: those of both programs."""
     made.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     made.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto",
                       help="auto: bf16 on a GPU and on CPUs that multiply it in hardware")
-    made.add_argument("--kernel", choices=("auto", "torch", "cpp", "cuda"), default="auto", help="of the LoRA")
-    return made
+    made.add_argument("--kernel", choices=KERNELS, default="",
+                      help="of the LoRA (default: the environment variable CRAB_KERNEL, else auto)")
 
 
 def arguments(description: str, argv: list[str] | None = None) -> tuple[argparse.Namespace, Config]:
@@ -129,7 +156,7 @@ def check(cfg: Config, scripted: bool) -> None:
     for name, seed, most in (("seed", cfg.seed, 2 ** 31 - 1), ("world.seed", cfg.world.seed, MAX_SEED)):
         if seed > most:
             raise ConfigError(f"--{name}: expected at most {most}, found {seed}")
-    vision, audio, mask = cfg.vision, cfg.audio, cfg.mask
+    vision, audio = cfg.vision, cfg.audio
     multiples = {"vision.image": ("vision.patch", vision.image, vision.patch)}
     multiples |= {f"{name}.dim": (f"{name}.heads", getattr(cfg, name).dim, getattr(cfg, name).heads)
                   for name in ("vision", "audio", "visual_qformer", "audio_qformer", "mask")}
@@ -144,10 +171,6 @@ def check(cfg: Config, scripted: bool) -> None:
         if max(value if isinstance(value, tuple) else (value,)) > vision.layers:
             raise ConfigError(f"--vision.{name}: expected at most {vision.layers}, the number of layers, "
                               f"found {_shown(value)}")
-    if mask.scales != len(vision.mask_layers) or mask.scales * mask.tokens != len(MASKS):
-        raise ConfigError(f"--mask.scales, --mask.tokens: expected {len(vision.mask_layers)} (one for each of "
-                          f"vision.mask_layers) times {len(MASKS) // len(vision.mask_layers)}, which is the number of "
-                          f"mask tokens, found {mask.scales} times {mask.tokens}")
     if audio.max_distance <= audio.buckets // 4:
         raise ConfigError("--audio.max_distance: expected more than a quarter of the buckets, "
                           f"found {audio.max_distance}")

@@ -1,6 +1,6 @@
 // One forward and backward of the shipped launch.cu in the emulation: `cuda_driver IN OUT SEED`. IN holds seven ints
-// (rows, in, out, rank, heads, bfloat16, masked), two floats (scaling, keep_scale), then x, A, R, B, y, gy, gx and, if
-// masked, keep; OUT receives y, z, g, gx, gAR, gB. Every array is an allocation of its exact size, so that
+// (rows, in, out, rank, heads, bfloat16, masked), two floats (scaling, mask_scale), then x, A, W_r, B, y, gy, gx and, if
+// masked, dropout_mask; OUT receives y, z, g, gx, g_stacked, gB. Every array is an allocation of its exact size, so that
 // AddressSanitizer sees the first byte beyond it.
 #include "cuda_on_cpu.h"
 
@@ -39,18 +39,18 @@ int main(int, char** arguments) {
   const std::size_t bytes = sizes[5] ? 2 : 4;
   const crab::Problem p{sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], scales[0], scales[1],
                         sizes[5] ? crab::Type::bf16 : crab::Type::f32};
-  Array x(in, rows * width * bytes), A(in, rank * width * bytes), R(in, heads * width * bytes);
+  Array x(in, rows * width * bytes), A(in, rank * width * bytes), W_r(in, heads * width * bytes);
   Array B(in, heads * rank * wide * bytes), y(in, rows * wide * bytes), gy(in, rows * wide * bytes);
-  Array gx(in, rows * width * bytes), keep(in, sizes[6] ? rows * width : 0);
+  Array gx(in, rows * width * bytes), dropout_mask(in, sizes[6] ? rows * width : 0);
   Array z(rank * rows * bytes), g(heads * rows * 4);
-  Array gAR((rank + heads) * width * bytes), gB(heads * rank * wide * bytes);
+  Array g_stacked((rank + heads) * width * bytes), gB(heads * rank * wide * bytes);
   Array workspace(crab::workspace_floats(p) * 4);
-  const auto* mask = sizes[6] ? reinterpret_cast<const unsigned char*>(keep.bytes.get()) : nullptr;
-  crab::forward(p, x.bytes.get(), A.bytes.get(), R.bytes.get(), B.bytes.get(), mask, y.bytes.get(), z.bytes.get(),
+  const auto* mask = sizes[6] ? reinterpret_cast<const unsigned char*>(dropout_mask.bytes.get()) : nullptr;
+  crab::forward(p, x.bytes.get(), A.bytes.get(), W_r.bytes.get(), B.bytes.get(), mask, y.bytes.get(), z.bytes.get(),
                 g.floats(), nullptr);
-  crab::backward(p, gy.bytes.get(), x.bytes.get(), A.bytes.get(), R.bytes.get(), B.bytes.get(), z.bytes.get(),
-                 g.floats(), mask, gx.bytes.get(), gAR.bytes.get(), gB.bytes.get(), workspace.floats(), nullptr);
-  for (const Array* array : {&y, &z, &g, &gx, &gAR, &gB}) array->write(out);
+  crab::backward(p, gy.bytes.get(), x.bytes.get(), A.bytes.get(), W_r.bytes.get(), B.bytes.get(), z.bytes.get(),
+                 g.floats(), mask, gx.bytes.get(), g_stacked.bytes.get(), gB.bytes.get(), workspace.floats(), nullptr);
+  for (const Array* array : {&y, &z, &g, &gx, &g_stacked, &gB}) array->write(out);
   std::fclose(in);
   return std::fclose(out);
 }

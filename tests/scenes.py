@@ -4,8 +4,8 @@ from functools import cache
 
 import numpy as np
 
-from crab_mini.world.annotate import View
 from crab_mini.world.scene import sample_scene
+from crab_mini.world.view import View
 from crab_mini.world.write import POSE
 
 

@@ -12,12 +12,8 @@ from crab_mini.model.audio_encoder import BEATs
 from crab_mini.model.llm import LLM
 from crab_mini.model.vision_encoder import ViT
 from crab_mini.pretrained import weights as official
-from crab_mini.pretrained.weights import (
-    BEATS_NAMES,
-    CLIP_NAMES,
-    LLAMA_NAMES,
-    published_name,
-)
+from crab_mini.pretrained.checked import published_name
+from crab_mini.pretrained.weights import BEATS_NAMES, CLIP_NAMES, LLAMA_NAMES
 
 VISION = VisionConfig(32, 8, 32, 3, 2, 64, mask_layers=(0, 1), llm_layer=2)     # layers as official.clip_vit picks
 AUDIO = AudioConfig(16, 16, 32, 2, 2, 64, 6, 2, 12, 20)

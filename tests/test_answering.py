@@ -11,7 +11,7 @@ from crab_mini.config import override, preset
 from crab_mini.evaluation import generate as answering
 from crab_mini.evaluation.generate import answer, limit_of, partners
 from crab_mini.features.encoders import Features
-from crab_mini.features.rows import Rows
+from crab_mini.features.rows import Split
 from crab_mini.model.crab import Answers
 from crab_mini.tasks.base import TASKS
 from crab_mini.tokenizer import Tokenizer
@@ -31,7 +31,7 @@ def made(tmp_path_factory):
         words = Tokenizer.train(["heard: the bell is at second 3, so the answer is: dog."] * 3, 400)
         torch.manual_seed(0)
         crab = build(override(preset("nano"), "llm.vocab_size", str(words.size)), words).with_lora().eval()
-        yield crab, words, Rows(folder, "test", list(TASKS), Features(crab, CPU), words)
+        yield crab, words, Split(folder, "test", list(TASKS), Features(crab, CPU), words)
     torch.set_num_threads(threads)
 
 
@@ -41,7 +41,7 @@ def test_batches_do_not_change_answers_or_their_order(made, monkeypatch):
         together = answer(crab, words, rows, task, CPU, limit=12)
         monkeypatch.setattr(answering, "BATCH", 2)
         apart = answer(crab, words, rows, task, CPU, limit=12)
-        assert [a.row for a in together] == [a.row for a in apart] == [rows.rows[k] for k in rows.by_task[task]]
+        assert [a.sample for a in together] == [a.sample for a in apart] == rows.of(task)
         assert [a.text for a in together] == [a.text for a in apart] and len({a.text for a in together}) > 1
 
 
@@ -65,17 +65,17 @@ class Told:
 def test_a_shuffle_exchanges_what_it_says_and_nothing_else(made, monkeypatch, task, shuffle, sight, sound):
     _, words, rows = made
     monkeypatch.setattr(answering, "BATCH", 1)
-    told, own = Told(rows), [rows.rows[k] for k in rows.by_task[task]]
+    told, own = Told(rows), rows.of(task)
     said = answer(told, words, rows, task, CPU, shuffle=shuffle)
-    assert [a.row for a in said] == own and len(own) > 2
+    assert [a.sample for a in said] == own and len(own) > 2
     pairs = dict(zip([row.uid for row in own], zip(own, partners(own))))
-    seen, heard = rows.features.visual.array(), rows.features.audio.array()
+    seen, heard = rows.features.frames.array(), rows.features.sounds.array()
     for batch, (features,), _ in told.batches:
         pair = pairs[batch.uids[0]]
         assert torch.equal(batch.visual, seen[pair[sight].frames][:, rows.llm_layer])
         assert torch.equal(batch.audio, heard[pair[sound].sounds.flatten()])
         assert not torch.equal(batch.visual, seen[pair[1 - sight].frames][:, rows.llm_layer])
-        prompt = words.encode(TASKS[task].prompt(pair[0].row))
+        prompt = words.encode(TASKS[task].prompt(pair[0].fields))
         assert batch.ids[0, -1 - len(prompt):-1].tolist() == prompt and not batch.loss_mask.any()
         if TASKS[task].masks:
             frame = pair[sight].frames[pair[0].target]
@@ -86,47 +86,47 @@ def test_a_shuffle_exchanges_what_it_says_and_nothing_else(made, monkeypatch, ta
 
 def test_a_shorter_partner_is_repeated(made):
     _, words, rows = made
-    row, other = (rows.rows[k] for k in rows.by_task["ave"][:2])
+    row, other = rows.of("ave")[:2]
     short = replace(other, frames=other.frames[:3], sounds=other.sounds[:4])
-    item = rows.item(row, answer=False, sight=short, sound=short)
-    seen = rows.features.visual.array()[short.frames[torch.arange(10) % 3]][:, rows.llm_layer]
+    item = rows.sequence(row, answer=False, frames_of=short, sounds_of=short)
+    seen = rows.features.frames.array()[short.frames[torch.arange(10) % 3]][:, rows.llm_layer]
     assert torch.equal(item.visual, seen) and len(item.audio) == 10
 
 
 def test_partners_differ_in_what_is_asked_for():
-    def rows(*pairs):
-        return [SimpleNamespace(task="t", clip=clip, row=row) for clip, row in pairs]
+    def rows(task, *pairs):
+        return [SimpleNamespace(task=task, clip=clip, fields=fields) for clip, fields in pairs]
 
-    def chosen(*pairs):
-        made = rows(*pairs)
+    def chosen(task, *pairs):
+        made = rows(task, *pairs)
         return [made.index(p) for p in partners(made)]
     dog, bell, both = dict(a_obj="dog"), dict(a_obj="Bell"), dict(a_obj="dog, bell")
-    assert chosen(("a", dog), ("a", bell), ("b", dog), ("c", bell)) == [3, 2, 3, 0]
-    assert chosen(("a", dog), ("b", both), ("c", dict(a_obj="dog "))) == [1, 2, 0]      # none differs: the next clip
-    assert chosen(("a", dict(event=["dog", "bell"])), ("b", dict(event="bell,owl")), ("c", dict(event="owl"))) == [2, 2, 0]
+    assert chosen("s4", ("a", dog), ("a", bell), ("b", dog), ("c", bell)) == [3, 2, 3, 0]
+    assert chosen("s4", ("a", dog), ("b", both), ("c", dict(a_obj="dog "))) == [1, 2, 0]      # none differs: the next clip
+    assert chosen("avvp", ("a", dict(event=["dog", "bell"])), ("b", dict(event="bell,owl")), ("c", dict(event="owl"))) == [2, 2, 0]
     one, two = dict(question="how many?", answer="1"), dict(question="how many?", answer="2")
     where = dict(question="where?", answer="1")
-    assert chosen(("a", one), ("b", where), ("b", one), ("c", two)) == [3, 3, 3, 0]
+    assert chosen("avqa", ("a", one), ("b", where), ("b", one), ("c", two)) == [3, 3, 3, 0]
     captions = [("a", dict(label_content="x")), ("b", dict(label_content="y"))]
-    assert chosen(*captions) == [1, 0]
-    with pytest.raises(ValueError, match="shuffling t needs two clips or more, found only a"):
-        partners(rows(("a", dog), ("a", bell)))
+    assert chosen("avcap", *captions) == [1, 0]
+    with pytest.raises(ValueError, match="shuffling s4 needs two clips or more, found only a"):
+        partners(rows("s4", ("a", dog), ("a", bell)))
 
 
 def test_sibling_frames_are_no_other_clip(made):
     _, _, rows = made
     for task in TASKS:
-        own = [rows.rows[k] for k in rows.by_task[task]]
+        own = rows.of(task)
         for row, other in zip(own, partners(own)):
             assert row.clip != other.clip and row.task == other.task
-    clip = rows.rows[rows.by_task["ms3"][0]].clip
+    clip = rows.of("ms3")[0].clip
     assert clip.endswith(".flac")
 
 
 def test_an_answer_may_be_as_long_as_those_of_the_data_set(made):
     _, words, rows = made
-    own = [rows.rows[k] for k in rows.by_task["avcap"]]
-    long = replace(own[0], row=own[0].row | dict(label_content="dog " * 900))
+    own = rows.of("avcap")
+    long = replace(own[0], fields=own[0].fields | dict(label_content="dog " * 900))
     assert limit_of(rows, own, words) >= answering.LIMIT
     assert limit_of(rows, [*own, long], words) == int(1.25 * len(words.encode("dog " * 900))) > answering.LIMIT
     told = Told(rows)

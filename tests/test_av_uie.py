@@ -12,11 +12,13 @@ import soundfile
 import torch
 from PIL import Image
 
-from crab_mini.av_uie import rows as av_uie
-from crab_mini.av_uie.__main__ import check, main
-from crab_mini.av_uie.rows import decode, read_annotations
-from crab_mini.av_uie.schema import TASKS, VIDEO_TASKS, events, scale_box
+from crab_mini.av_uie.__main__ import main
+from crab_mini.av_uie.check import check
+from crab_mini.av_uie.draw import scale_box
+from crab_mini.av_uie.rows import read_annotations, tasks_in
+from crab_mini.av_uie.samples import decode, media_files
 from crab_mini.errors import DataError
+from crab_mini.tasks.base import TASKS
 
 from . import small_av_uie as small
 
@@ -53,10 +55,10 @@ def test_all_nine_tasks_are_read_and_decoded(whole):
         sample = decode(row, 16)
         count = shapes.get(row.task, 10)
         assert sample.frames.shape == (count, 3, 16, 16) and sample.frames.dtype == torch.uint8
-        assert sample.audio.shape == (count, 16000) and sample.audio.dtype == torch.float32
-        assert len(sample.seconds) == count and sample.row == row.fields and sample.uid == row.uid
+        assert sample.sounds.shape == (count, 16000) and sample.sounds.dtype == torch.float32
+        assert len(sample.seconds) == count and sample.fields == row.fields and sample.uid == row.uid
         assert (sample.masks is not None) == (row.task in ("s4", "ms3", "avss", "ref_avs"))
-        assert all(path.is_file() for path in av_uie.media_files(row))
+        assert all(path.is_file() for path in media_files(row))
 
 
 def test_frames_and_sound_belong_to_their_seconds(root):
@@ -66,7 +68,7 @@ def test_frames_and_sound_belong_to_their_seconds(root):
         for path in list((root / task).rglob("*.wav")) + list((root / task).rglob("*.flac")):
             soundfile.write(path, wave, 16000)
         sample = decode(first(root, task), 16)
-        pitch = torch.fft.rfft(sample.audio).abs().argmax(1)
+        pitch = torch.fft.rfft(sample.sounds).abs().argmax(1)
         if task != "ref_avs":                                       # its sound is an ogg, checked elsewhere
             assert pitch.tolist() == [200 * (s + 1) for s in sample.seconds], task
         if task != "arig":
@@ -82,7 +84,9 @@ def test_masks_classes_and_boxes(whole):
         sample = decode(first(whole, task), 16)
         assert sample.masks.shape == (1, 16, 16) and sample.masks.dtype == torch.bool
         assert sample.masks[0, :8, :8].all() and sample.masks.sum() == 64
-    classes = decode(first(whole, "avss"), 16).masks
+    sample = decode(first(whole, "avss"), 16)
+    classes = sample.class_map
+    assert torch.equal(sample.masks, torch.stack([classes == 7, classes == 22]))
     assert classes.shape == (16, 16) and (classes[:8, :8] == 7).all() and (classes[8:, 8:] == 22).all()
     sample = decode(first(whole, "arig"), 16)
     assert sample.box == (10, 20, 110, 220) and scale_box(sample.box, 112) == (5, 10, 55, 110)
@@ -90,7 +94,7 @@ def test_masks_classes_and_boxes(whole):
 
 def test_the_box_may_stand_in_the_label_only(root):
     change(root, "arig", top_left=..., bottom_right=..., label_content="At (1,2): from (30, 40) to (50, 60).")
-    assert first(root, "arig").box == (30, 40, 50, 60)
+    assert decode(first(root, "arig"), 16).box == (30, 40, 50, 60)
 
 
 def test_visible_objects_are_read_where_they_are_there(root):
@@ -103,7 +107,7 @@ def test_sibling_frames_may_be_absent(root):
     for second in (0, 1, 4):
         (root / f"ms3/AVS/v1m/u/frames/{second}.jpg").unlink()
     sample = decode(first(root, "ms3"), 16)
-    assert sample.seconds == [2, 3] and sample.target == 1 and sample.audio.shape == (2, 16000)
+    assert sample.seconds == [2, 3] and sample.target == 1 and sample.sounds.shape == (2, 16000)
 
 
 def test_clips_shorter_and_longer_than_ten_seconds(root):
@@ -114,7 +118,7 @@ def test_clips_shorter_and_longer_than_ten_seconds(root):
     assert decode(first(root, "avcap"), 16).seconds == list(range(10))
     small.tone(root / "avcap/audio/a.wav", 9.6)                     # rounds to ten, the rest is silence
     sample = decode(first(root, "avcap"), 16)
-    assert sample.audio.shape == (10, 16000) and (sample.audio[9, 9600:] == 0).all() and sample.audio[9, 9500:].any()
+    assert sample.sounds.shape == (10, 16000) and (sample.sounds[9, 9600:] == 0).all() and sample.sounds[9, 9500:].any()
 
 
 def test_a_sound_that_ends_long_before_its_video(root):
@@ -131,10 +135,10 @@ def test_a_minute_is_ten_pieces_of_two_seconds(root):
     soundfile.write(root / "avqa/audio/a.wav", wave, 16000)
     small.strip(root / "avqa/video/a.png", 60)
     sample = decode(first(root, "avqa"), 16)
-    assert sample.seconds == list(range(0, 60, 6)) and sample.audio.shape == (10, 32000)
-    middle = 100 * sample.audio[:, 8000:24000].mean(1)              # second s itself; half a second on either side
+    assert sample.seconds == list(range(0, 60, 6)) and sample.sounds.shape == (10, 32000)
+    middle = 100 * sample.sounds[:, 8000:24000].mean(1)              # second s itself; half a second on either side
     assert torch.allclose(middle, torch.arange(0, 60, 6) + 1.0, atol=0.01)
-    assert (sample.audio[0, :8000] == 0).all() and (100 * sample.audio[1, :8000] - 6).abs().max() < 0.01
+    assert (sample.sounds[0, :8000] == 0).all() and (100 * sample.sounds[1, :8000] - 6).abs().max() < 0.01
 
 
 def test_mp4_with_its_own_soundtrack_and_a_folder_of_frames(root):
@@ -143,7 +147,7 @@ def test_mp4_with_its_own_soundtrack_and_a_folder_of_frames(root):
     for field in (None, "", ...):
         change(root, "ave", video_path="b.mp4", audio_path=field)
         sample = decode(first(root, "ave"), 16)
-        assert sample.seconds == list(range(8)) and sample.audio.abs().amax(1).min() > 0.1
+        assert sample.seconds == list(range(8)) and sample.sounds.abs().amax(1).min() > 0.1
         assert torch.allclose(sample.frames.float().mean((1, 2, 3)), 20 + 20 * torch.arange(8.0), atol=8)
     (root / "ave/video/b.mp4").unlink()
     for second in range(10):
@@ -161,7 +165,7 @@ def test_a_data_set_without_an_audio_folder_uses_the_soundtracks(root):
     for path in (root / "ave/audio").iterdir():
         path.unlink()
     (root / "ave/audio").rmdir()
-    assert decode(first(root, "ave"), 16).audio.shape == (8, 16000)
+    assert decode(first(root, "ave"), 16).sounds.shape == (8, 16000)
 
 
 WRONG = {       # name: (task, changed fields, what the line must say)
@@ -282,11 +286,11 @@ def test_duplicate_ids(root, task):
 
 def test_tasks_that_are_there_and_that_are_not(root):
     small.shutil.rmtree(root / "avss")
-    there, lacking = av_uie.tasks_in(root, "train")
+    there, lacking = tasks_in(root, "train")
     assert lacking == ["avss"] and len(there) == 8
-    assert av_uie.tasks_in(root, "train", ["avss", "ave"]) == (["ave"], ["avss"])
+    assert tasks_in(root, "train", ["avss", "ave"]) == (["ave"], ["avss"])
     with pytest.raises(DataError, match="unknown task 'avs'"):
-        av_uie.tasks_in(root, "train", ["avs"])
+        tasks_in(root, "train", ["avs"])
     with pytest.raises(DataError, match="no train.json in any of the task folders avss"):
         read_annotations(root, "train", ["avss"])
     with pytest.raises(DataError, match="missing"):
@@ -317,9 +321,9 @@ def test_check_of_a_good_folder(whole, capsys):
 
 
 def test_events_of_a_label(whole):
-    fields = {task: first(whole, task).fields for task in VIDEO_TASKS}
-    assert events("ave", fields["ave"]) == [("Bell", 2, 6)]
-    assert events("avvp", fields["avvp"]) == [("see Bell", 0, 1), ("see Bell", 3, 6), ("hear Dog", 2, 4)]
+    fields = {task: first(whole, task).fields for task in ("ave", "avvp")}
+    assert TASKS["ave"].events(fields["ave"]) == [("Bell", 2, 6)]
+    assert TASKS["avvp"].events(fields["avvp"]) == [("see Bell", 0, 1), ("see Bell", 3, 6), ("hear Dog", 2, 4)]
 
 
 def test_mask_of_another_size_than_its_image(root):

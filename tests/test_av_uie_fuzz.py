@@ -13,10 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from crab_mini.av_uie.__main__ import check
-from crab_mini.av_uie.rows import decode, read_annotations
-from crab_mini.av_uie.schema import FIELDS, TASKS
+from crab_mini.av_uie.check import check
+from crab_mini.av_uie.rows import read_annotations
+from crab_mini.av_uie.samples import decode
 from crab_mini.errors import DataError
+from crab_mini.tasks.base import TASKS
 
 from . import small_av_uie as small
 
@@ -134,7 +135,7 @@ def test_every_wrong_field_is_named(whole, tmp_path, task, alarm):
     allowed = {"id": (-1, 11, 10 ** 30, "/etc/passwd", "../../x", "a\nb\0c", "x" * 3000),
                "text or null": (None, ""), "number": (11, 10 ** 30), "types": (), "second": ()}
     text = tuple(value for value in VALUES if isinstance(value, str) and value.strip() and value != "\ud800")
-    for key, kind in FIELDS[task].kinds.items():
+    for key, kind in TASKS[task].fields.items():
         for value in VALUES:
             harmless = text if kind in ("text", "text or list") and not key.endswith("path") else allowed.get(kind, ())
             path.write_text(json.dumps([good | {key: value}]))

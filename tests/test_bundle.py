@@ -42,10 +42,11 @@ def test_what_is_saved_is_loaded(model, tmp_path):
 
 
 def test_a_file_of_version_0_1_is_read(model, tmp_path):
-    """Its names: width, hidden and vocab in the configuration; q, k, v and out in the Q-Formers."""
+    """Its names: width, hidden and vocab in the configuration; q, k, v and out in the Q-Formers. Its fields of one value."""
     crab, tokenizer = model
     config = {section: {OLD.get(name, name): value for name, value in values.items()} if isinstance(values, dict)
               else values for section, values in crab.cfg.to_dict().items()}
+    config["mask"] |= {"scales": 2, "tokens": 3}
     state = {re.sub(r"(qformer\..*)\.([qkvo]_proj)\.", lambda m: f"{m[1]}.{OLD[m[2]]}.", name): value
              for name, value in crab.state_dict().items()}
     assert "visual_qformer.layers.0.self_attention.out.bias" in state and "width" in config["llm"]

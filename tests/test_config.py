@@ -8,8 +8,17 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from crab_mini import config
-from crab_mini.config import Config, ConfigError, from_dict, override, preset
+from crab_mini.config import (
+    MASK_SCALES,
+    MASK_TOKENS,
+    Config,
+    ConfigError,
+    from_dict,
+    override,
+    preset,
+)
 from crab_mini.model.crab import Crab, SpecialIds
+from crab_mini.tokenizer import MASKS
 
 PRESETS = sorted(config._PRESETS)
 FIELDS = [f"{section.name}.{field.name}" for section in dataclasses.fields(Config)
@@ -77,6 +86,23 @@ def test_a_dictionary_of_another_version_is_one_line():
         from_dict({"lora": {"ranks": 8}})
 
 
+def test_the_defaults_are_the_preset_tiny():
+    assert Config() == preset("tiny")
+
+
+def test_a_field_that_could_have_one_value_only_is_read_over_with_that_value():
+    old = preset("nano").to_dict()
+    old["mask"] |= {"scales": 2, "tokens": 3}
+    assert from_dict(old) == preset("nano")
+    with pytest.raises(ConfigError, match="mask.tokens: no such field"):
+        from_dict({"mask": {"scales": 2, "tokens": 4}})
+
+
+def test_every_scale_has_its_mask_tokens():
+    assert MASK_SCALES * MASK_TOKENS == len(MASKS)
+    assert len(Config().vision.mask_layers) == MASK_SCALES
+
+
 def test_an_unknown_preset_is_one_line():
     with pytest.raises(ConfigError, match="--preset tny: no such preset; nearest: tiny"):
         preset("tny")
@@ -88,19 +114,19 @@ def test_every_preset_is_built_and_run_forward(name, monkeypatch):
     monkeypatch.setenv("CRAB_KERNEL", "torch")
     cfg = preset(name)
     with FakeTensorMode():
-        crab = Crab(cfg, SpecialIds(4, 5, (6, 5 + cfg.mask.scales * cfg.mask.tokens), 3)).with_lora()
+        crab = Crab(cfg, SpecialIds(4, 5, (6, 5 + MASK_SCALES * MASK_TOKENS), 3)).with_lora()
         grid, bins = cfg.vision.grid, 128 // cfg.audio.patch
         patches = crab.encode_frames(torch.empty(2, 3, cfg.vision.image, cfg.vision.image, dtype=torch.uint8))
         assert patches.shape == (2, len(cfg.vision.kept), grid ** 2, cfg.vision.dim)
         heard = crab.audio(torch.empty(2, 98, 128))[0]
         assert heard.shape == (2, bins * (98 // cfg.audio.patch), cfg.audio.dim)
         seen = crab.visual_qformer(patches[:, cfg.vision.kept.index(cfg.vision.llm_layer)], grid, grid)
-        told = crab.audio_qformer(heard, heard.shape[1] // bins, bins)
+        sounds = crab.audio_qformer(heard, heard.shape[1] // bins, bins)
         assert seen.shape == (2, cfg.visual_qformer.queries, cfg.llm.dim)
-        assert told.shape == (2, cfg.audio_qformer.queries, cfg.llm.dim)
-        states = crab.llm.encode(torch.cat([seen, told], 1))
-        assert crab.llm.head(states).shape == (2, seen.shape[1] + told.shape[1], cfg.llm.vocab_size)
+        assert sounds.shape == (2, cfg.audio_qformer.queries, cfg.llm.dim)
+        states = crab.llm.encode(torch.cat([seen, sounds], 1))
+        assert crab.llm.head(states).shape == (2, seen.shape[1] + sounds.shape[1], cfg.llm.vocab_size)
         layers = patches[:, [cfg.vision.kept.index(layer) for layer in cfg.vision.mask_layers]]
-        asked = torch.empty(2, cfg.mask.scales * cfg.mask.tokens, cfg.llm.dim)
+        asked = torch.empty(2, MASK_SCALES * MASK_TOKENS, cfg.llm.dim)
         assert crab.mask_logits(asked, layers).shape == (2, cfg.vision.image, cfg.vision.image)
         assert crab.llm.blocks[0].mlp.up_proj.lora_B.shape == (cfg.lora.heads, cfg.lora.rank, cfg.llm.ffn_dim)

@@ -15,8 +15,9 @@ from crab_mini.config import StageConfig
 from crab_mini.errors import Interrupted, NonFiniteLoss
 from crab_mini.training.checkpoint import load
 from crab_mini.training.distributed import Processes, connect, disconnect
-from crab_mini.training.loop import Run, fit, seed_all
+from crab_mini.training.loop import Run, fit
 from crab_mini.training.progress import read_curve
+from crab_mini.training.rng import seed_all
 
 CFG = StageConfig(steps=6, lr=1e-2, muon_lr=0.0, warmup=1)      # AdamW: Muon's bfloat16 would blur the comparison
 
@@ -50,11 +51,11 @@ class Batches:
         x, tokens = torch.randn(8, 8, generator=rng), torch.randint(1, 10, (8,), generator=rng).float()
         if step == self.spoilt:
             x[7] = float("nan")
-        rows = slice(self.processes.rank, None, self.processes.world)
+        rows = slice(self.processes.rank, None, self.processes.world_size)
         return x[rows], tokens[rows], (torch.arange(8) == 7)[rows]
 
     def ids(self, step):
-        return [f"row {i}" for i in range(8)][self.processes.rank::self.processes.world]
+        return [f"row {i}" for i in range(8)][self.processes.rank::self.processes.world_size]
 
 
 def train(out, processes, spoilt=None):

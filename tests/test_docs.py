@@ -1,4 +1,4 @@
-"""What README.md and data/README.md say is so: every path, flag, command, module and name in them is looked up.
+"""What README.md, data/README.md and CONTRIBUTING.md say is so: paths, flags, commands and names are looked up.
 
 Nothing is skipped: a fenced block names its language, and whatever stands in backticks is a command, a flag, a path or
 words of the source. Only blocks of `text` are not held to anything.
@@ -25,13 +25,13 @@ from crab_mini.tokenizer import TAGS
 from crab_mini.world.write import write
 
 HOME = Path(__file__).parent.parent
-PAGES = {name: (HOME / name).read_text() for name in ("README.md", "data/README.md")}
+PAGES = {name: (HOME / name).read_text() for name in ("README.md", "data/README.md", "CONTRIBUTING.md")}
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
 PROJECT = tomllib.loads((HOME / "pyproject.toml").read_text())
 SOURCE = "\n".join(path.read_text() for folder in ("crab_mini", "tests") for path in (HOME / folder).rglob("*.py")
                    if path != Path(__file__)) + (HOME / "pyproject.toml").read_text()
 OUTSIDE = ("/usr/share/tuxpaint/stamps", "tuxpaint-stamps-default")         # what Debian calls them
-PROGRAMS = ("python", "pip", "pytest", "torchrun", "bash")
+PROGRAMS = ("python", "pip", "pytest", "torchrun", "bash", "ruff")
 MADE = ("runs/", "data/")                                                   # what the commands leave behind
 
 
@@ -129,6 +129,8 @@ def test_a_command_is_accepted(words):
         for word, value in itertools.pairwise((*rest, "")):
             assert word in ("-m", "-s") or word == value or (HOME / word).exists() or rest[rest.index(word) - 1] == "-m"
             assert word != "-m" or set(re.findall(r"\w+", value)) - {"and", "or", "not"} <= markers
+    elif program == "ruff":
+        assert rest == ("check", ".") and "ruff" in PROJECT["tool"]
     else:
         assert program == "bash" and (HOME / rest[0]).is_file()
 

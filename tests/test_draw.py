@@ -9,8 +9,10 @@ from PIL import Image
 
 from crab_mini.av_uie import draw
 from crab_mini.av_uie.__main__ import main
-from crab_mini.av_uie.rows import decode, read_annotations
-from crab_mini.av_uie.schema import TASKS
+from crab_mini.av_uie.rows import read_annotations
+from crab_mini.av_uie.samples import decode
+from crab_mini.tasks.base import TASKS
+from crab_mini.tasks.drawing import Drawing
 
 from . import small_av_uie as small
 
@@ -29,7 +31,7 @@ def count(image: Image.Image, colour: tuple[int, int, int]) -> int:
 def test_every_task_has_a_picture(samples, task):
     plain = draw.panel(samples[task])
     assert plain.width == draw.WIDTH and plain.height > draw.SPECTRUM + 60
-    told = draw.panel(samples[task], "What?", "a long answer " * 40 + "<mask_0><mask_1>", draw.Prediction("no", events=[
+    told = draw.panel(samples[task], "What?", "a long answer " * 40 + "<mask_0><mask_1>", Drawing("no", events=[
         ("Bell", 1, 4)]))
     assert told.height > plain.height + 60
     assert count(told, draw.GUESS) > count(plain, draw.GUESS) == 0
@@ -50,7 +52,7 @@ def test_a_mask_tints_its_pixels_and_no_others():
 
 def test_a_box_is_drawn_where_it_is(samples):
     sample = samples["arig"]
-    image = np.asarray(draw._target("truth", sample, None, (56, 112, 168, 224), draw.TRUTH))
+    image = np.asarray(draw.target("truth", sample.frames[0], Drawing(box=(56, 112, 168, 224)), draw.TRUTH))
     at = np.argwhere((image == np.array(draw.TRUTH)).all(-1) & (np.arange(len(image)) > 20)[:, None])
     side = draw.LARGE
     assert at[:, 1].min() == side // 4 and at[:, 1].max() == side * 3 // 4 and at[:, 0].min() == 18 + side // 2
@@ -69,7 +71,7 @@ def test_the_spectrogram_shows_a_tone_at_its_height_and_time():
 
 
 def test_a_span_is_as_long_as_its_event(samples):
-    row = np.asarray(draw._spans(samples["ave"], "truth", [("x", 2, 6)], draw.TRUTH))
+    row = np.asarray(draw.spans(10, "truth", [("x", 2, 6)], draw.TRUTH))
     filled = np.argwhere((row[10] != 255).any(-1))
     width = row.shape[1]
     assert abs(filled.min() - 0.2 * width) <= 1 and abs(filled.max() - 0.6 * width) <= 2

@@ -202,14 +202,14 @@ def sample(*words, **more):
 
 def test_files_of_one_s_own_become_what_the_loader_would_have_made(here):
     folder, size = sample("ave", Path("frames"), Path("sound.ogg"))
-    assert folder.seconds == list(range(7)) and folder.frames.shape == (7, 3, 32, 32) and folder.audio.shape == (7, 16000)
+    assert folder.seconds == list(range(7)) and folder.frames.shape == (7, 3, 32, 32) and folder.sounds.shape == (7, 16000)
     assert size == (90, 60) and folder.frames[5].float().mean() > folder.frames[4].float().mean() + 15
     still, _ = sample("ms3", Path("frames/f2.jpg"), Path("sound.ogg"), 3)
     assert still.seconds == [0, 1, 2, 3, 4] and still.target == 3 and (still.frames == still.frames[0]).all()
     one, _ = sample("s4", Path("long.png"), Path("long.wav"), 9)
-    assert one.seconds == [9] and one.target == 0 and (one.frames == 180).all() and one.audio.shape == (1, 16000)
+    assert one.seconds == [9] and one.target == 0 and (one.frames == 180).all() and one.sounds.shape == (1, 16000)
     minute, size = sample("avqa", Path("long.png"), Path("long.wav"), question="?")
-    assert minute.seconds == list(range(0, 60, 6)) and minute.audio.shape == (10, 32000) and size == (small.SIDE,) * 2
+    assert minute.seconds == list(range(0, 60, 6)) and minute.sounds.shape == (10, 32000) and size == (small.SIDE,) * 2
     first, _ = sample("ave", Path("long.png"), Path("long.wav"))
     assert first.seconds == list(range(10)) and torch.equal(first.frames[:, 0, 0, 0], 20 * torch.arange(10).byte())
 
@@ -218,7 +218,7 @@ def test_a_sound_s_second_is_the_frame_s_second(here, tmp_path):
     wave = np.repeat(np.arange(1, 11) / 20, 16000)
     soundfile.write(tmp_path / "steps.wav", wave, 16000, subtype="FLOAT")
     found, _ = sample("arig", Path("frames"), tmp_path / "steps.wav", 7)
-    assert found.audio.numpy() == pytest.approx(0.4) and found.seconds == [7]
+    assert found.sounds.numpy() == pytest.approx(0.4) and found.seconds == [7]
     assert abs(found.frames.float().mean() - (140 + 20)) < 3
 
 
@@ -226,7 +226,7 @@ def test_a_video_brings_its_own_sound(here, tmp_path):
     pytest.importorskip("av")
     small.video(tmp_path / "a.mp4", 4)
     found, size = sample("ave", tmp_path / "a.mp4")
-    assert found.seconds == [0, 1, 2, 3] and size is None and found.audio.abs().max() > 0.1
+    assert found.seconds == [0, 1, 2, 3] and size is None and found.sounds.abs().max() > 0.1
 
 
 CANNOT = [

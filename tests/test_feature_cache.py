@@ -9,9 +9,11 @@ import soundfile
 import torch
 
 from crab_mini.av_uie.log_mel import fbank
-from crab_mini.av_uie.rows import decode, read_annotations
+from crab_mini.av_uie.rows import read_annotations
+from crab_mini.av_uie.samples import decode
 from crab_mini.errors import DataError
-from crab_mini.features.cache import FeatureCache, weights_key
+from crab_mini.features.cache import FeatureCache
+from crab_mini.model.state_hash import weights_key
 
 from . import small_av_uie as small
 
@@ -48,10 +50,10 @@ def test_features_are_those_of_the_decoded_samples(root, tmp_path):
     cache = cache_of(tmp_path, encoders)
     for row, found in zip(rows, cache.prepare(rows, progress=False), strict=True):
         sample, plain = decode(row, 16), Encoders()
-        assert found.sample.uid == row.uid and found.sample.target == sample.target
-        assert torch.equal(cache.see.array()[found.frames], plain.see(sample.frames).half())
-        heard = plain.hear(fbank(sample.audio.reshape(-1, 16000)).half()).half().view(*found.sounds.shape, 4)
-        assert torch.equal(cache.hear.array()[found.sounds], heard)
+        assert found.uid == row.uid and found.target == sample.target
+        assert torch.equal(cache.frames.array()[found.frames], plain.see(sample.frames).half())
+        heard = plain.hear(fbank(sample.sounds.reshape(-1, 16000)).half()).half().view(*found.sounds.shape, 4)
+        assert torch.equal(cache.sounds.array()[found.sounds], heard)
 
 
 def test_what_is_the_same_is_encoded_once(root, tmp_path):
@@ -67,9 +69,9 @@ def test_what_is_the_same_is_encoded_once(root, tmp_path):
     cache = cache_of(tmp_path, third := Encoders())
     for row, found in zip(rows, cache.prepare(rows, progress=False)):
         sample = decode(row, 16)
-        assert (found.sample.seconds, found.sample.target) == (sample.seconds, sample.target)
-        assert (found.sample.masks is None) == (sample.masks is None)
-        assert sample.masks is None or torch.equal(found.sample.masks, sample.masks)
+        assert (found.seconds, found.target) == (sample.seconds, sample.target)
+        assert (found.masks is None) == (sample.masks is None)
+        assert sample.masks is None or torch.equal(found.masks, sample.masks)
     assert third.frames == third.seconds == 0
 
 
@@ -107,26 +109,26 @@ def test_a_killed_run_goes_on(root, tmp_path):
     part.prepare(rows[:3], progress=False)
     with pytest.raises(KeyboardInterrupt):
         cache_of(tmp_path, Encoders(stop_after=0)).prepare(rows, progress=False)
-    for name in ("see/rows.f16", "hear/rows.f16", "see/keys", "clips.jsonl"):       # half-written tails
+    for name in ("frames/rows.f16", "sounds/rows.f16", "frames/keys", "clips.jsonl"):       # half-written tails
         with open(part.folder / name, "ab") as file:
             file.write(b"\x01\x02\x03")
     cache = cache_of(tmp_path, encoders := Encoders())
     for row, found in zip(expected, cache.prepare(rows, progress=False), strict=True):
-        assert torch.equal(cache.see.array()[found.frames], whole.see.array()[row.frames])
-        assert torch.equal(cache.hear.array()[found.sounds], whole.hear.array()[row.sounds])
-    assert 0 < encoders.frames < len(whole.see.place)
+        assert torch.equal(cache.frames.array()[found.frames], whole.frames.array()[row.frames])
+        assert torch.equal(cache.sounds.array()[found.sounds], whole.sounds.array()[row.sounds])
+    assert 0 < encoders.frames < len(whole.frames.place)
 
 
 def test_lost_rows_are_encoded_again(root, tmp_path):
     rows = read_annotations(root, "train", ["ave", "ms3"])
     cache = cache_of(tmp_path, Encoders())
-    first = [cache.see.array()[found.frames].clone() for found in cache.prepare(rows, progress=False)]
-    path = cache.folder / "see/rows.f16"
+    first = [cache.frames.array()[found.frames].clone() for found in cache.prepare(rows, progress=False)]
+    path = cache.folder / "frames/rows.f16"
     path.write_bytes(path.read_bytes()[:-9])
     cache = cache_of(tmp_path, Encoders())
     for before, found in zip(first, cache.prepare(rows, progress=False)):
-        assert torch.equal(cache.see.array()[found.frames], before)
-    (cache.folder / "see/shape.json").write_text("[1,")
+        assert torch.equal(cache.frames.array()[found.frames], before)
+    (cache.folder / "frames/shape.json").write_text("[1,")
     with pytest.raises(DataError, match="damaged, delete this folder"):
         cache_of(tmp_path, Encoders()).prepare(rows, progress=False)
 
@@ -136,11 +138,11 @@ def test_rows_are_mapped_not_loaded(root, tmp_path):
     cache.prepare(read_annotations(root, "train", ["ave"]), progress=False)
     with open("/proc/self/maps") as maps:
         before = maps.read()
-    array = cache.see.array()
+    array = cache.frames.array()
     with open("/proc/self/maps") as maps:
-        assert "see/rows.f16" in maps.read() and "see/rows.f16" not in before
+        assert "frames/rows.f16" in maps.read() and "frames/rows.f16" not in before
     assert array.dtype == torch.float16 and array.shape == (10, 1, 2)
-    assert cache.bytes_used() >= (cache.folder / "see/rows.f16").stat().st_size == 10 * 2 * 2
+    assert cache.bytes_used() >= (cache.folder / "frames/rows.f16").stat().st_size == 10 * 2 * 2
 
 
 def test_two_seconds_of_sound_are_two_rows(root, tmp_path):
@@ -151,8 +153,8 @@ def test_two_seconds_of_sound_are_two_rows(root, tmp_path):
     cache = cache_of(tmp_path, Encoders())
     found = cache.prepare(rows, progress=False)[0]
     assert found.sounds.shape == (10, 2) and found.frames.shape == (10,)
-    mel = fbank(decode(rows[0], 16).audio[3:4, 16000:]).half()
-    assert torch.equal(cache.hear.array()[found.sounds[3, 1]], Encoders().hear(mel)[0].half())
+    mel = fbank(decode(rows[0], 16).sounds[3:4, 16000:]).half()
+    assert torch.equal(cache.sounds.array()[found.sounds[3, 1]], Encoders().hear(mel)[0].half())
 
 
 def test_bad_samples_stop_or_are_left_out(root, tmp_path):

@@ -1,7 +1,10 @@
 """The compiled CPU kernel against the formula (slow: the first test compiles it, some 20 s)."""
 
 import copy
+import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -12,8 +15,10 @@ from crab_mini.fused_lora import build, fused_lora
 from crab_mini.fused_lora.reference import fused
 from crab_mini.model.lora import InteractionLoRALinear
 
-from .test_fused_lora import SHAPES, compare, inputs
+from .test_fused_lora import SHAPES, compare, hold_large_logits, inputs
 
+CPP_SHAPES = [*SHAPES, (2500, 40, 24, 4, 3), (40, 600, 24, 4, 3)]       # several blocks; rows longer than 512
+TOLERANCES = [(torch.float64, 1e-12), (torch.float32, 5e-6), (torch.bfloat16, 0.03)]
 pytestmark = pytest.mark.slow
 
 
@@ -35,25 +40,29 @@ def threads(request):
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("shape", [*SHAPES, (2500, 40, 24, 4, 3)])
-@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-12), (torch.float32, 5e-6), (torch.bfloat16, 0.03)])
+@pytest.mark.parametrize("shape", CPP_SHAPES)
+@pytest.mark.parametrize("dtype, tolerance", TOLERANCES)
 def test_cpp_kernel_against_the_loop(shape, dtype, tolerance, threads):
     compare("cpp", shape, dtype, tolerance)
 
 
+def test_large_logits_do_not_overflow():
+    hold_large_logits("cpp")
+
+
 def test_gradcheck_with_the_cpp_kernel(threads):
     args = inputs(5, 7, 6, 2, 3)
-    keep = torch.rand(5, 7) > 0.3
+    mask = torch.rand(5, 7) > 0.3
     assert torch.autograd.gradcheck(lambda *a: fused_lora(*a, 2.0, kernel="cpp"), args)
-    assert torch.autograd.gradcheck(lambda *a: fused_lora(*a, 2.0, 0.3, keep, "cpp"), args)
+    assert torch.autograd.gradcheck(lambda *a: fused_lora(*a, 2.0, 0.3, mask, "cpp"), args)
 
 
 def test_mask_strides_nan_and_no_gradient_for_x():
     args = inputs(2100, 12, 8, 2, 3)
-    keep = torch.rand(2100, 24)[:, ::2] > 0.4
+    mask = torch.rand(2100, 24)[:, ::2] > 0.4
     wide = torch.randn(2100, 24, dtype=torch.float64)[:, ::2]
-    want = fused(wide, *args[1:], 2.0, keep, 1 / 0.6)
-    got = fused_lora(wide, *args[1:], 2.0, 0.4, keep, "cpp")
+    want = fused(wide, *args[1:], 2.0, mask, 1 / 0.6)
+    got = fused_lora(wide, *args[1:], 2.0, 0.4, mask, "cpp")
     assert torch.allclose(got, want, atol=1e-12)
     pairs = zip(*(torch.autograd.grad(y.square().sum(), args[2:]) for y in (got, want)))
     for a, b in pairs:
@@ -108,3 +117,29 @@ def test_a_broken_source_reports_the_compilers_message(monkeypatch, tmp_path):
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "cache"))
     message = build.compile_kernel("cpp")
     assert "broken.cpp" in message and "error" in message
+
+
+def test_a_damaged_library_is_refused_then_built_again(kernel, tmp_path):
+    """In a process of its own, which a cut library would end; the second build has another name for torch."""
+    script = tmp_path / "damage.py"
+    script.write_text("""
+import torch
+from crab_mini.fused_lora import build, dispatch, fused_lora
+from crab_mini.fused_lora.bench import make
+tensors = make(4, 6, 5, "cpu", torch.float32, torch.float32)[:6]
+library = build.folder("cpp") / "crab_fused_lora_cpp.so"
+for kernel in ("auto", "cpp", "cpp"):
+    content = library.read_bytes()[:50000]
+    library.unlink()                # a new file: the old one is mapped into this process
+    library.write_bytes(content)
+    build.load.cache_clear(), dispatch._decided.clear(), dispatch._said.clear()
+    fused_lora(*tensors, 1.0, kernel=kernel)
+""")
+    shutil.copytree(build.folder("cpp"), tmp_path / "cache" / build.folder("cpp").name)
+    home = str(build.HERE.parent.parent)
+    environment = {**os.environ, "TORCH_EXTENSIONS_DIR": str(tmp_path / "cache"), "PYTHONPATH": home}
+    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    lines = done.stderr.splitlines()
+    assert len(lines) == 3 and "fused_lora: torch for torch.float32 on cpu: the cpp kernel is damaged" in lines[0]
+    assert lines[1] == lines[2] == "fused_lora: cpp for torch.float32 on cpu: as asked"

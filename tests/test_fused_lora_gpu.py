@@ -54,8 +54,8 @@ def test_against_the_loop(shape, dtype, tolerance):
 def test_the_mask_is_the_references_mask(shape, dtype, tolerance):
     args = on_device(shape, dtype)
     exact = [a.detach().double().requires_grad_(a.requires_grad) for a in args]
-    keep = torch.rand(args[0].shape, device="cuda") > 0.3
-    y, want = fused_lora(*args, 2.0, 0.3, keep, "cuda"), fused(*exact, 2.0, keep, 1 / 0.7)
+    mask = torch.rand(args[0].shape, device="cuda") > 0.3
+    y, want = fused_lora(*args, 2.0, 0.3, mask, "cuda"), fused(*exact, 2.0, mask, 1 / 0.7)
     gy = torch.randn_like(want).to(dtype)
     got = [y, *torch.autograd.grad(y, [a for a in args if a.requires_grad], gy)]
     right = [want, *torch.autograd.grad(want, [a for a in exact if a.requires_grad], gy.double())]
@@ -131,7 +131,7 @@ def test_too_many_columns_fall_back_and_the_border_names_the_argument(kernel, ca
     assert torch.equal(fused_lora(*args, 2.0, kernel="cuda"), fused_lora(*args, 2.0, kernel="torch"))
     assert "96 sums a row" in capsys.readouterr().err
     args = [a.detach() for a in on_device((8, 32, 24, 4, 3), torch.float32)]
-    for i, name in ((1, "weight"), (3, "A"), (4, "R"), (5, "B")):
+    for i, name in ((1, "weight"), (3, "A"), (4, "W_r"), (5, "B")):
         bad = list(args)
         bad[i] = bad[i].double()
         with pytest.raises(RuntimeError, match=f"fused_lora cuda: {name} must be Float, found Double"):

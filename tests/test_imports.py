@@ -15,7 +15,8 @@ LAW = {
     "config": set(), "errors": set(), "tokenizer": set(), "metrics": set(), "fused_lora": set(), "batch": set(),
     "files": {"errors"},
     "tasks": {"metrics", "errors"},
-    "av_uie": {"tasks", "files"} | BASIC,
+    "av_uie": {"tasks", "tokenizer", "files"} | BASIC,
+    "av_uie/__main__": {"av_uie", "world", "tasks", "files"} | BASIC,      # a program: it lies above the world
     "world": {"av_uie", "tasks", "metrics", "files"} | BASIC,
     "model": {"fused_lora", "batch"} | BASIC,
     "features": {"av_uie", "tasks", "model", "batch", "tokenizer", "files"} | BASIC,
@@ -24,8 +25,8 @@ LAW = {
     "evaluation": {"features", "tasks", "model", "av_uie", "batch", "tokenizer", "files"} | BASIC,
     "pretrained": {"model", "tokenizer"} | BASIC,
     "bundle": {"model", "tokenizer", "training"} | BASIC,
-    "options": {"tasks", "tokenizer", "world"} | BASIC,
-    "api": {"bundle", "evaluation", "features", "model", "tasks", "av_uie", "tokenizer"} | BASIC,
+    "options": {"tasks", "tokenizer", "world", "fused_lora"} | BASIC,
+    "api": {"bundle", "evaluation", "features", "model", "tasks", "av_uie", "batch", "tokenizer"} | BASIC,
     "__init__": {"api"},
 }
 
@@ -59,6 +60,8 @@ def part_of(dotted: str) -> str | None:
 def own_part(path: Path) -> str:
     """The folder of a file, or the file itself where it lies flat in the package."""
     inside = path.relative_to(PACKAGE)
+    if str(inside.with_suffix("")) in LAW:
+        return str(inside.with_suffix(""))
     return inside.parts[0] if len(inside.parts) > 1 else inside.stem
 
 
@@ -82,9 +85,9 @@ def test_the_law_itself_has_no_circle():
         done |= ready
 
 
-def test_the_parts_of_the_model_meet_only_in_crab_py():
-    parts = {path.stem for path in (PACKAGE / "model").glob("*.py")} - {"crab", "__init__"}
-    shared = {"attention"}                          # softmax(q k^T) v, which four of them use
+def test_the_parts_of_the_model_meet_only_in_crab_and_recorder():
+    parts = {path.stem for path in (PACKAGE / "model").glob("*.py")} - {"crab", "recorder", "__init__"}
+    shared = {"attention", "kv_cache", "added_tokens"}      # what the parts are made of
     for name in parts - shared:
         used = {dotted.split(".")[2] for dotted in imported(PACKAGE / f"model/{name}.py")
                 if dotted.startswith("crab_mini.model.")}

@@ -7,15 +7,15 @@ import pytest
 import torch
 
 import train
-from crab_mini.av_uie.class_lists import classes_of, event_names
-from crab_mini.av_uie.rows import read_annotations
+from crab_mini.av_uie.class_lists import classes_of
+from crab_mini.av_uie.rows import event_names, read_annotations
 from crab_mini.batch import collate
 from crab_mini.bundle import build
 from crab_mini.config import override, preset
 from crab_mini.errors import DataError
 from crab_mini.features import cache as feature_cache
 from crab_mini.features.encoders import Features
-from crab_mini.features.rows import Rows, annotations, check_text, usable
+from crab_mini.features.rows import Split, annotations, check_text, usable
 from crab_mini.options import STAGES
 from crab_mini.tasks.base import MASK_GROUP, TASKS
 from crab_mini.tasks.class_names import AVSBENCH_CLASSES, class_meant, class_number
@@ -60,9 +60,9 @@ def words() -> Tokenizer:
     return Tokenizer.train(["the bell is heard at second 3 ."] * 3, 400)
 
 
-def rows_of(data: Path, words: Tokenizer, split: str = "train", **options) -> Rows:
+def rows_of(data: Path, words: Tokenizer, split: str = "train", **options) -> Split:
     crab = build(override(preset("nano"), "llm.vocab_size", str(words.size)), words)
-    return Rows(data, split, list(TASKS), Features(crab, torch.device("cpu")), words, **options)
+    return Split(data, split, list(TASKS), Features(crab, torch.device("cpu")), words, **options)
 
 
 def test_all_nine_tasks_train_and_are_scored(here, data, tmp_path):
@@ -145,7 +145,7 @@ def test_a_minute_s_clip_has_two_seconds_of_sound_for_each_frame(data, words):
     small.tone(data / "avqa/audio/a.wav", 60)
     small.strip(data / "avqa/video/a.png", 60)
     rows = rows_of(data, words)
-    long, short = (rows.item(rows.rows[rows.by_task[task][0]]) for task in ("avqa", "ave"))
+    long, short = (rows.sequence(rows.of(task)[0]) for task in ("avqa", "ave"))
     assert long.visual.shape[0] == short.visual.shape[0] == short.audio.shape[0] == 10 and long.audio.shape[0] == 20
     batch = collate([long, short], words.pad)
     queries = rows.cfg.audio_qformer.queries
@@ -165,7 +165,7 @@ def test_what_an_annotation_leaves_out_is_appended(data, words):
     assert TASKS["arig"].answer(rows["arig"]) == rows["arig"]["label_content"]
     assert TASKS["avqa"].answer(dict(rows["avqa"], label="Two.")) == "Two <answer> two </answer>."
     batch = rows_of(data, words)
-    assert batch.item(batch.rows[batch.by_task["avss"][0]]).masks.shape[0] == 2
+    assert batch.sequence(batch.of("avss")[0]).masks.shape[0] == 2
 
 
 @pytest.mark.parametrize("task, change, line", [
@@ -191,7 +191,7 @@ def test_an_annotation_that_does_not_fit_the_model_is_named(data, words, task, c
     usable(data, ("train", "test"), [task], words, True, problems)
     assert len(problems) == 1
     for row in read_annotations(data, "test"):
-        check_text(row, words, classes_of(data), True)
+        check_text(row, words, True)
 
 
 def test_clips_of_another_size_or_version_or_a_dial_that_turns_nothing_stop_before_the_first_step(here, tmp_path, capsys):
@@ -211,7 +211,7 @@ def test_clips_of_another_size_or_version_or_a_dial_that_turns_nothing_stop_befo
 def test_a_ctrl_c_between_the_stages_is_one_line(here, tmp_path, capsys, monkeypatch):
     def stop(*_):
         raise KeyboardInterrupt
-    monkeypatch.setattr(train, "glance", stop)
+    monkeypatch.setattr(train, "check_annotations", stop)
     assert run(tmp_path / "out") == 130
     assert capsys.readouterr().err.splitlines()[-1].startswith("train.py: stopped")
 

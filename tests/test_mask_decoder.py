@@ -16,10 +16,8 @@ from crab_mini.model.mask_decoder import (
     SegmentationHead,
     bce_loss,
     dice_loss,
-    official_bce_loss,
-    official_class_loss,
-    official_dice_loss,
 )
+from crab_mini.pretrained.oddities import official_bce_loss, official_class_loss, official_dice_loss
 from crab_mini.pretrained.sam_prompts import PromptedDecoder, PromptEncoder
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -127,7 +125,7 @@ def test_position_codes_are_saved_and_know_x_from_y():
 
 def small_head():
     torch.manual_seed(0)
-    cfg = MaskConfig(dim=32, heads=4, ffn_dim=48, scales=2, tokens=3)
+    cfg = MaskConfig(dim=32, heads=4, ffn_dim=48)
     return SegmentationHead(cfg, vision_width=20), [torch.randn(5, 16, 20) for _ in range(2)], torch.randn(5, 6, 32)
 
 

@@ -106,8 +106,8 @@ def test_mask_is_whatever_is_above_zero(tmp_path):
 
 def test_nearest_neighbour_takes_what_lies_under_the_centre():
     array = np.arange(36).reshape(6, 6)
-    assert (media.nearest(array, 2).numpy() == [[7, 10], [25, 28]]).all()
-    assert (media.nearest(array, 12).numpy() == np.kron(array, np.ones((2, 2), int))).all()
+    assert (media.resize_nearest(array, 2).numpy() == [[7, 10], [25, 28]]).all()
+    assert (media.resize_nearest(array, 12).numpy() == np.kron(array, np.ones((2, 2), int))).all()
 
 
 def test_avsbench_palette(tmp_path):
@@ -216,7 +216,7 @@ def test_video_is_sought_not_decoded_from_the_start(tmp_path):
                 for frame in container.decode(stream):
                     decoded.append(frame)
                     yield frame
-        shown = video._frames_at([0.5, 6.5, 11.5], Counting(), stream)
+        shown = video.frames_at([0.5, 6.5, 11.5], Counting(), stream)
     assert [round(float(frame.time), 1) for frame in shown] == [0.5, 6.5, 11.5] and len(decoded) < 40    # of 120
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from crab_mini import metrics as m
+from crab_mini.metrics import official
 
 GOLDEN = Path(__file__).parent / "golden" / "metrics.npz"
 
@@ -31,9 +32,9 @@ def each(function, *arrays):
 
 def test_mask_iou_and_its_official_oddity(golden):
     logits, target = golden["mask/pred_logits"], golden["mask/target"]
-    near(each(m.official_mask_iou, logits, target), golden["mask/iou_each"])
-    near(m.official_mask_iou(logits, target), golden["mask/iou_batch"])
-    near(m.official_mask_iou(logits, target), golden["mask/miou_script"])
+    near(each(official.mask_iou, logits, target), golden["mask/iou_each"])
+    near(official.mask_iou(logits, target), golden["mask/iou_batch"])
+    near(official.mask_iou(logits, target), golden["mask/miou_script"])
     found, empty = m.mask_iou(torch.from_numpy(logits), target), [2, 4]
     near(np.delete(found, empty), np.delete(golden["mask/iou_each"], empty))
     assert found[2] == 0 and found[4] == 1                     # false alarms on nothing; nothing on nothing
@@ -49,13 +50,13 @@ def test_f_measure_and_its_official_oddity(golden):
     near(precision, golden["mask/prec_curve"])
     near(recall, golden["mask/rec_curve"])
     near(m.f_measure(logits, target), golden["mask/fmeasure_batch"])
-    near(each(m.official_f_measure, logits, target), golden["mask/fmeasure_each"])
-    near(m.official_f_measure(logits, target), golden["mask/fscore_script"])
+    near(each(official.f_measure, logits, target), golden["mask/fmeasure_each"])
+    near(official.f_measure(logits, target), golden["mask/fscore_script"])
     zeros = golden["mask/zero_logit_target"]
     near(m.f_measure(np.zeros_like(zeros), zeros), golden["mask/zero_logit_fmeasure"])
     near(m.precision_recall(np.zeros_like(zeros), zeros)[1][0, 126:129], [1, 1, 0])      # 0.5 is the 127th: it counts
     assert math.isnan(m.f_measure(logits, np.zeros_like(target)))
-    assert m.official_f_measure(logits, np.zeros_like(target)) == golden["mask/fmeasure_all_empty"] == 0
+    assert official.f_measure(logits, np.zeros_like(target)) == golden["mask/fmeasure_all_empty"] == 0
     curves = np.concatenate(each(m.f_curve, logits, target))   # batch by batch is the whole
     near(m.max_f(curves), golden["mask/fmeasure_batch"])
 
@@ -69,7 +70,7 @@ def test_f_measure_at_half_by_hand():
 
 def test_null_score(golden):
     near(m.null_score(golden["null/pred_logits"]), golden["null/s_each"])
-    near(m.official_null_score(golden["null/pred_logits"]), golden["null/s_batch"])
+    near(official.null_score(golden["null/pred_logits"]), golden["null/s_batch"])
 
 
 # ---- AVSS
@@ -85,9 +86,9 @@ def test_scores_over_classes(golden, classes):
     near((~np.isnan(iou)).sum(0), part("cls_count"))
     near(m.class_mean(iou), part("running_iou"))               # seen classes only, as the per-step print does
     near(m.class_mean(f), part("running_fscore"))
-    near([m.official_class_mean(iou), m.official_class_mean(iou, background=False)], [part("miou"), part("miou_noBg")])
-    near([m.official_class_mean(f), m.official_class_mean(f, background=False)], [part("fscore"), part("fscore_noBg")])
-    near(m.official_frame_mean(iou), part("frame_miou"))
+    near([official.class_mean(iou), official.class_mean(iou, background=False)], [part("miou"), part("miou_noBg")])
+    near([official.class_mean(f), official.class_mean(f, background=False)], [part("fscore"), part("fscore_noBg")])
+    near(official.frame_mean(iou), part("frame_miou"))
     assert (m.frame_mean(iou) <= part("frame_miou") + 1e-6).all()
     labels = part("logits").argmax(1)
     near(m.class_iou_f(torch.from_numpy(labels), part("target"), classes)[0], iou)
@@ -100,10 +101,10 @@ def test_scores_over_classes_by_hand():
     near(iou, [[1 / 2, 2 / 3, np.nan, np.nan], [1 / 2, np.nan, 0, np.nan]])
     near(f[0, 1], 1.3 * 2 / 3 / (0.3 + 2 / 3))
     near([m.class_mean(iou), m.class_mean(iou, background=False)], [7 / 18, 1 / 3])
-    near(m.official_class_mean(iou), 7 / 24)
+    near(official.class_mean(iou), 7 / 24)
     near(m.frame_mean(iou), [7 / 12, 1 / 4])
-    near(m.official_frame_mean(iou), [7 / 12, 1 / 2])
-    assert np.isnan(m.official_frame_mean(np.zeros((1, 3)))).all()
+    near(official.frame_mean(iou), [7 / 12, 1 / 2])
+    assert np.isnan(official.frame_mean(np.zeros((1, 3)))).all()
     with pytest.raises(ValueError, match="pred: expected labels from 0 to 3, found 0 to 4"):
         m.class_iou_f(pred + 4 * (pred == 1) - (pred == 1), target, 4)
 
@@ -167,7 +168,7 @@ def test_ave(golden):
 
 def test_boxes(golden):
     a, b = golden["box/a"], golden["box/b"]
-    iou = m.official_box_iou(a, b)
+    iou = official.box_iou(a, b)
     near(iou, golden["box/iou"], 1e-12)
     near(m.success_curve(iou), golden["convention/arig_success_curve"], 1e-12)
     near(m.ciou(iou), golden["convention/arig_ciou_at_0.5"], 1e-12)

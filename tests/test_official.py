@@ -14,6 +14,7 @@ from crab_mini.model.audio_encoder import BEATs, distance_buckets, fold_mask
 from crab_mini.model.llm import LLM, rotary_table
 from crab_mini.model.vision_encoder import ViT
 from crab_mini.pretrained import weights as official
+from crab_mini.pretrained.checked import published_name
 
 GOLDEN = Path(__file__).parent / "golden"
 NAMES = ("beats", "clip_vit", "llama")
@@ -217,7 +218,7 @@ def test_weights_are_copies_in_fp32(golden):
     ("llama", "vocab_size", True, "'vocab_size': expected int above 0, found True"),
 ])
 def test_another_architecture_is_refused(name, field, value, message):
-    with pytest.raises(official.WeightsError, match=f"official.{name}: config.*{re.escape(message)}"):
+    with pytest.raises(official.WeightsError, match=f"weights.{name}: config.*{re.escape(message)}"):
         Fixture(name).model(**{field: value})
 
 
@@ -240,7 +241,7 @@ def test_absent_fields():
 
 
 def published(module, tables) -> dict[str, torch.Tensor]:
-    return {official.published_name(name, tables): value.clone() for name, value in module.state_dict().items()}
+    return {published_name(name, tables): value.clone() for name, value in module.state_dict().items()}
 
 
 def test_grouped_query_attention_odd_kernels_and_odd_sizes_go_through():

@@ -3,8 +3,10 @@
 import argparse
 import dataclasses
 import errno
+import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import typing
@@ -13,10 +15,14 @@ from pathlib import Path
 import pytest
 import torch
 
+import eval as evaluation
 import train
 from crab_mini import options
 from crab_mini.config import Config, ConfigError, override, preset
+from crab_mini.fused_lora import torch_path
 from crab_mini.options import STAGES, arguments, check, fields, parser
+from crab_mini.stages.clips import check_clips, clips_folder
+from crab_mini.world.write import write
 
 from . import small_av_uie
 
@@ -56,7 +62,10 @@ def test_every_option_and_every_field_is_read(monkeypatch, tmp_path):
         original = kind.__getattribute__
 
         def reading(self, key):
-            file = Path(sys._getframe(1).f_code.co_filename)
+            frame = sys._getframe(1)
+            if frame.f_code.co_name in ("kept_for_llm", "kept_for_masks"):      # of VisionConfig: who asks them reads
+                frame = frame.f_back
+            file = Path(frame.f_code.co_filename)
             if file.name not in ("dataclasses.py", "config.py", "options.py", "argparse.py", "published.py"):
                 read.add((name_of, key))
             return original(self, key)
@@ -108,7 +117,7 @@ def test_every_option_and_every_field_is_read(monkeypatch, tmp_path):
     (["--vision.patch", "7"], "--vision.image: expected a multiple of vision.patch 7, found 64"),
     (["--vision.heads", "5"], "--vision.dim: expected a multiple of vision.heads 5, found 64"),
     (["--vision.mask_layers", "1,9"], "--vision.mask_layers: expected at most 2, the number of layers, found 1,9"),
-    (["--mask.tokens", "2"], "--mask.scales, --mask.tokens: expected 2 "),
+    (["--mask.tokens", "2"], "--mask.tokens: no such option or field"),
     (["--visual_qformer.queries", "8"], "--visual_qformer.queries: expected 4, the slots of the scripts"),
     (["--audio.max_distance", "3"], "--audio.max_distance: expected more than a quarter of the buckets, found 3"),
     (["--llm.kv_heads", "3"], "LLMConfig: dim must be a multiple of 2 * heads and heads of kv_heads"),
@@ -117,6 +126,21 @@ def test_what_cannot_be_meant_is_one_line(words, line, capsys):
     assert train.main([*words, *["--preset", "nano"] * ("--preset" not in words)]) == 2
     error = capsys.readouterr().err
     assert error.startswith("train.py: ") and line in error and error.count("\n") == 1
+
+
+def test_the_kernel_is_an_argument_and_the_variable_is_the_user_s(monkeypatch, capsys):
+    """What --kernel names reaches every LoRA layer, and no program writes the environment variable."""
+    monkeypatch.setenv("CRAB_KERNEL", "cpp")
+    asked = set()
+    monkeypatch.setattr("crab_mini.fused_lora.dispatch.pick", lambda kernel, *_: asked.add(kernel) or torch_path)
+    assert train.main([*QUICK, "--task", "s4"]) == 0 and asked == {"torch"}
+    assert os.environ["CRAB_KERNEL"] == "cpp"
+    ckpt = ["--ckpt", "runs/nano/crab.pt", "--limit", "1", "--precision", "fp32"]
+    asked.clear()
+    assert evaluation.main([*ckpt, "--kernel", "torch"]) == 0 and asked == {"torch"}
+    asked.clear()
+    assert evaluation.main(ckpt) == 0 and asked == {""}          # the variable decides
+    assert os.environ["CRAB_KERNEL"] == "cpp"
 
 
 def test_the_program_exits_with_2(tmp_path):
@@ -138,6 +162,36 @@ def test_every_preset_is_consistent_and_fields_can_be_written_with_an_equals_sig
 def test_a_gpu_that_is_not_there_is_one_line(capsys):
     assert train.main(["--preset", "nano", "--device", "cuda"]) == 2
     assert "--device cuda: this torch sees no GPU" in capsys.readouterr().err
+
+
+def test_the_miniature_lands_in_a_folder_that_can_be_typed_and_is_never_taken_for_another(capsys):
+    tiny = Config()
+    assert clips_folder(None, tiny, {}) == Path("data/av_uie_mini")
+    changed = override(override(tiny, "world.clips", "9"), "vision.image", "32")
+    assert clips_folder(None, changed, {}) == Path("data/av_uie_mini_image_32_clips_9")
+    for field in dataclasses.fields(tiny.world):            # each number changes the name
+        other = override(tiny, f"world.{field.name}", str(getattr(tiny.world, field.name) + 1))
+        assert clips_folder(None, other, {}) != clips_folder(None, tiny, {})
+
+    cfg = arguments("", QUICK)[1]
+    folder = clips_folder(None, cfg, {})
+    numbers = dict(clips=9, test_clips=12, image=64, seed=0, cap=1)
+    write(folder, **numbers, workers=1)
+    check_clips(folder, cfg, miniature=True)
+    for change, line in ((dict(clips=10), "expected world.clips 9, found 10"),
+                         (dict(test_clips=13), "expected world.test_clips 12, found 13"),
+                         (dict(seed=1), "expected world.seed 0, found 1"),
+                         (dict(cap=2), "expected world.rows_per_task 1, found 2"),
+                         (dict(image=32), "expected frames of 64 pixels, found 32")):
+        shutil.rmtree(folder)
+        write(folder, **numbers | change, workers=1)
+        assert train.main(QUICK) == 2
+        assert f"train.py: {folder}: {line}" in capsys.readouterr().err.splitlines()[-1]
+    index = json.loads((folder / "clips.json").read_text()) | dict(image=64, categories=["owl"], rows_per_task=1)
+    (folder / "clips.json").write_text(json.dumps(index))
+    with pytest.raises(ConfigError, match=f"{folder}: expected the world's own categories, found owl; --data"):
+        check_clips(folder, cfg, miniature=True)
+    check_clips(folder, cfg, miniature=False)               # with --data it is taken as it is
 
 
 @pytest.mark.parametrize("flag", ["--out", "--stages", "--cache-features"])

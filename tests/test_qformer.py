@@ -18,7 +18,7 @@ def made(cfg: QFormerConfig, features: int = 24, out: int = 20) -> QFormer:
     torch.manual_seed(0)
     model = QFormer(cfg, features, out)
     with torch.no_grad():
-        for name, p in model.named_parameters():
+        for p in model.parameters():
             p.add_(0.1 * torch.randn_like(p))
     return model.double()
 

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
+from crab_mini.av_uie.samples import Sample
 from crab_mini.evaluation import tables
-from crab_mini.evaluation.mask_scoring import class_map
-from crab_mini.evaluation.score import Answer, Score, measure
-from crab_mini.evaluation.scoring import blind_guesses, score
-from crab_mini.features.rows import Prepared
+from crab_mini.evaluation.score import score
+from crab_mini.tasks.avqa import blind_guesses
 from crab_mini.tasks.base import MASK_GROUP, TASKS
 from crab_mini.tasks.class_names import AVSBENCH_CLASSES
+from crab_mini.tasks.score import Answer, Score, measure
 
 SIDE, CLASSES = 8, ("background", "bell", "dog", "sheep-dog")
 LEFT, RIGHT, NONE = (torch.zeros(SIDE, SIDE, dtype=torch.bool) for _ in range(3))
@@ -33,14 +33,15 @@ FIELDS = dict(
 MASKS = dict(s4=[[LEFT], [RIGHT]], ms3=[[LEFT | RIGHT], [LEFT]], avss=[[LEFT, RIGHT], [LEFT]], ref_avs=[[LEFT], [NONE]])
 
 
-def row(task: str, k: int, **fields) -> Prepared:
+def row(task: str, k: int, **fields) -> Sample:
     """The k-th row of a task; everything visible is the dog on the left and the bell on the right."""
     masks = torch.stack(MASKS[task][k]) if task in MASKS else None
     everything = torch.where(LEFT, 2, torch.where(RIGHT, 1, 0))
     labels = (masks * torch.tensor([2, 1])[:len(masks), None, None]).amax(0) if task == "avss" else None
     box = [(0, 0, 100, 100), (120, 120, 220, 200)][k] if task == "arig" else None
-    return Prepared(task, f"{task}/test/{k}", f"clip {k}", FIELDS[task][k] | fields, [0], 0, torch.zeros(1), torch.zeros(1, 1),
-                    masks, everything if masks is not None else None, box, CLASSES, labels)
+    return Sample(task, f"{task}/test/{k}", f"clip {k}", FIELDS[task][k] | fields, torch.zeros(1), torch.zeros(1, 1), [0],
+                  masks=masks, class_map=labels, visible=everything if masks is not None else None, box=box,
+                  classes=CLASSES)
 
 
 def perfect(task: str) -> list[Answer]:
@@ -48,7 +49,7 @@ def perfect(task: str) -> list[Answer]:
     answers = []
     for k in range(2):
         prepared = row(task, k)
-        text = TASKS[task].bare(prepared.row)
+        text = TASKS[task].bare(prepared.fields)
         masks = torch.zeros(0, SIDE, SIDE) if prepared.masks is None else 20.0 * prepared.masks - 10
         answers.append(Answer(prepared, text, masks))
     return answers
@@ -120,7 +121,7 @@ def test_yardsticks_of_masks():
     assert found.baseline == pytest.approx(((1 + ground[0] / ground[1]) / 2 + 1 + 1 / 2) / 3)
     assert found.chance == pytest.approx((ground[0] + ground[1]) / 2 / SIDE ** 2 / 3)
     answers = perfect("s4")
-    answers[0].row.visible = None                           # real data do not know what else is visible
+    answers[0].sample.visible = None                           # real data do not know what else is visible
     assert scores("s4", answers)["mIoU"].baseline is None
 
 
@@ -129,16 +130,16 @@ def test_a_class_map_takes_names_from_the_answer_and_overlaps_from_the_logits():
     both = 5.0 * torch.ones(2, SIDE, SIDE)
     both[1, :, 4:] = 9
     text = f"the sheep dog {MASK_GROUP}, a DOG {MASK_GROUP}, unicorn {MASK_GROUP}."
-    said = class_map(Answer(prepared, text, torch.cat([both, both[:1]])))
+    said = TASKS["avss"].painted(Answer(prepared, text, torch.cat([both, both[:1]])))
     assert (said[:, :4] == 3).all() and (said[:, 4:] == 2).all()
     wrong = Answer(prepared, f"unicorn {MASK_GROUP}", both[:1])
-    assert wrong.parsed and not class_map(wrong).any()
+    assert wrong.parsed and not TASKS["avss"].painted(wrong).any()
 
 
 def test_what_the_annotation_s_map_shows_counts_also_where_a_obj_does_not_name_it():
     answers = perfect("avss")
     assert scores("avss", answers)["mIoU"].value == 1
-    answers[1].row.labels = torch.where(RIGHT, 3, answers[1].row.labels)
+    answers[1].sample.class_map = torch.where(RIGHT, 3, answers[1].sample.class_map)
     assert scores("avss", answers)["mIoU"].value < 0.8
 
 
@@ -219,7 +220,7 @@ def test_better_than_chance_is_better_than_both_yardsticks_with_the_whole_interv
 @pytest.mark.parametrize("task", TASKS)
 def test_lines_and_json_hold_all_that_was_scored(task):
     answers = perfect(task)
-    answers[1] = Answer(answers[1].row, "?", torch.zeros(0, SIDE, SIDE))
+    answers[1] = Answer(answers[1].sample, "?", torch.zeros(0, SIDE, SIDE))
     found = results(task, answers)
 
     def no_constant(text):
@@ -229,7 +230,7 @@ def test_lines_and_json_hold_all_that_was_scored(task):
     assert len(content["results"][task]["scores"]) == len(found[task]["scores"])
     rows = [json.loads(line, parse_constant=no_constant) for line in tables.lines(answers, found[task], "audio")]
     assert [r["uid"] for r in rows] == [f"{task}/test/{k}" for k in range(2)] and rows[0]["shuffle"] == "audio"
-    assert rows[0]["prompt"] == TASKS[task].prompt(answers[0].row.row) and rows[1]["answer"] == "?"
+    assert rows[0]["prompt"] == TASKS[task].prompt(answers[0].sample.fields) and rows[1]["answer"] == "?"
     assert rows[0]["truth"] and (rows[1]["parsed"] is None or task == "avcap")
     for s in found[task]["scores"]:
         if len(s.each) and s.name not in ("F", "precision", "recall", "mIoU"):
@@ -240,5 +241,5 @@ def test_lines_and_json_hold_all_that_was_scored(task):
 def test_classes_of_avsbench_are_the_default():
     prepared = row("avss", 0)
     prepared.classes = AVSBENCH_CLASSES
-    said = class_map(Answer(prepared, f"Map: emergency-car {MASK_GROUP}", torch.ones(1, SIDE, SIDE)))
+    said = TASKS["avss"].painted(Answer(prepared, f"Map: emergency-car {MASK_GROUP}", torch.ones(1, SIDE, SIDE)))
     assert (said == AVSBENCH_CLASSES.index("emergency-car")).all()

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from crab_mini.world.annotate import FRAME, STEP
+from crab_mini.tasks.base import FRAME
 from crab_mini.world.scene import CATEGORIES, SECONDS
 from crab_mini.world.script import (
     CELLS,
@@ -12,6 +12,7 @@ from crab_mini.world.script import (
     script,
     visual_words,
 )
+from crab_mini.world.view import STEP
 
 from .scenes import views
 
@@ -35,7 +36,7 @@ def test_categories_stand_in_the_slot_of_their_quarter():
         visual = script(view, NAMES)[0]
         for t in range(SECONDS):
             for cell in range(CELLS):
-                there = [view.names[i] for i in view.seen(t) if view.place[i, t] == cell]
+                there = [view.names[i] for i in view.seen(t) if view.quarters[i, t] == cell]
                 words = visual[t, cell, 1:1 + len(NAMES)]
                 assert sorted(np.repeat(NAMES, words.astype(int))) == sorted(there)
 
@@ -46,8 +47,8 @@ def test_boxes_can_be_read_back():
         visual = script(view, NAMES)[0]
         for t in range(SECONDS):
             for i in view.seen(t):
-                if sum(view.place[j, t] == view.place[i, t] for j in view.seen(t)) == 1:
-                    sides = visual[t, view.place[i, t], 1 + len(NAMES):-CELLS].reshape(4, SIDES)
+                if sum(view.quarters[j, t] == view.quarters[i, t] for j in view.seen(t)) == 1:
+                    sides = visual[t, view.quarters[i, t], 1 + len(NAMES):-CELLS].reshape(4, SIDES)
                     assert np.allclose(sides.sum(1), 1) and (sides > 0).sum(1).max() <= 2
                     assert np.allclose(sides @ np.arange(SIDES) * STEP / FRAME, view.boxes[i, t], atol=1e-5)
 

@@ -6,7 +6,7 @@ import re
 import pytest
 import sentencepiece
 
-from crab_mini.tasks.base import MASK_GROUP, TASKS
+from crab_mini.tasks.base import MASK_GROUP, MASK_TOKENS, TASKS
 from crab_mini.tokenizer import AUDIO, MASKS, TAGS, VISUAL, Tokenizer
 
 from .scenes import rows
@@ -69,6 +69,12 @@ def test_a_model_without_the_tags_gets_them_behind_its_vocabulary(tokenizer, wit
     assert without_tags.size == 400 + len(TAGS) + 4             # pad, begin of answer, two placeholders; <s> is there
     assert sorted(i for i in without_tags.ids.values() if i >= 400) == list(range(400, without_tags.size))
     assert tokenizer.size == tokenizer.pieces.get_piece_size() <= 640
+
+
+def test_a_mask_group_of_the_tasks_is_the_tokenizer_s(tokenizer):
+    """Neither file may import the other, so the tokens' names stand in both."""
+    assert MASK_GROUP == f"<mask_start>{''.join(MASKS)}<mask_end>" and MASK_TOKENS == list(MASKS)
+    assert tokenizer.encode(MASK_GROUP)[1:-1] == tokenizer.masks
 
 
 def test_words_of_the_world_are_single_pieces(tokenizer):

@@ -17,16 +17,17 @@ from crab_mini import bundle
 from crab_mini.batch import collate
 from crab_mini.config import StageConfig
 from crab_mini.evaluation.generate import answer
-from crab_mini.evaluation.scoring import class_map
 from crab_mini.features.encoders import Features
-from crab_mini.features.rows import Rows
+from crab_mini.features.rows import Split
 from crab_mini.options import STAGES
-from crab_mini.stages.interfaces import WholeStage
+from crab_mini.stages import recipe
+from crab_mini.stages.interfaces import WholeModelStage
+from crab_mini.stages.rows import SequenceBatches
 from crab_mini.tasks.base import TASKS
 from crab_mini.training.checkpoint import load
 from crab_mini.training.loop import Run, fit
 from crab_mini.training.progress import read_curve
-from crab_mini.world.annotate import STEP
+from crab_mini.world.view import STEP
 
 HOME = Path(train.__file__).parent
 NANO = ["--preset", "nano", "--precision", "fp32", "--kernel", "torch", "--lora.rank", "16", "--lora.alpha", "32",
@@ -73,7 +74,7 @@ def test_a_run_leaves_a_model_and_its_scores(nano):
 
 
 def test_stages_of_another_version_of_the_world_are_refused(nano, monkeypatch, capsys):
-    monkeypatch.setattr(train, "WORLD", train.WORLD + 1)
+    monkeypatch.setattr(recipe, "WORLD", recipe.WORLD + 1)
     assert train.main([*NANO, "--stages", str(nano), "--out", "newer"]) == 2
     assert "text.pt: was made with another configuration (world: " in capsys.readouterr().err
 
@@ -82,14 +83,14 @@ def test_twenty_steps_are_ten_a_stop_and_ten(nano, monkeypatch, capsys):
     monkeypatch.setattr(train, "evaluate", lambda *_: {})
     short = [*NANO, "--stages", str(nano), "--instruct.steps", "20", "--instruct.batch", "4"]
     assert train.main([*short, "--out", "whole"]) == 0
-    at = train.Stream.at
+    at = SequenceBatches.at
 
     def stopping(self, step):
         if step == 9:
             signal.raise_signal(signal.SIGINT)
         return at(self, step)
     with monkeypatch.context() as patch:
-        patch.setattr(train.Stream, "at", stopping)
+        patch.setattr(SequenceBatches, "at", stopping)
         assert train.main([*short, "--out", "halves"]) == 130
     assert "instruct: stopped at step 10 of 20" in capsys.readouterr().err
     assert train.main([*short, "--out", "halves", "--resume"]) == 0
@@ -141,22 +142,22 @@ def test_an_overfit_batch_is_answered_perfectly(nano, here):
     # So short a text stage leaves the frozen output head so small that nothing can be said with certainty.
     crab.llm.head.weight.data.mul_(6)
     data = next((here / "data").iterdir())
-    rows = Rows(data, "train", list(TASKS), Features(crab, CPU), tokenizer, limit=1)
-    assert [row.task for row in rows.rows] == list(rows.by_task) == list(TASKS)
-    batch = OneBatch(collate([rows.item(row) for row in rows.rows], tokenizer.pad))
+    rows = Split(data, "train", list(TASKS), Features(crab, CPU), tokenizer, limit=1)
+    assert [row.task for row in rows.samples] == list(rows.by_task) == list(TASKS)
+    batch = OneBatch(collate([rows.sequence(row) for row in rows.samples], tokenizer.pad))
     cfg = StageConfig(steps=150, lr=0.01, muon_lr=0.0, warmup=5, weight_decay=0.0)
-    fit("instruct", WholeStage(crab), batch, cfg, {}, Run(here / "overfit"), rate=lambda name: 1.0 if "lora_" in name
+    fit("instruct", WholeModelStage(crab), batch, cfg, {}, Run(here / "overfit"), lr_scale=lambda name: 1.0 if "lora_" in name
         else 0.5)
     for task, spec in TASKS.items():
         said, = answer(crab, tokenizer, rows, task, CPU)
-        truth = spec.parse(spec.answer(said.row.row))
+        truth = spec.parse(spec.answer(said.sample.fields))
         assert said.parsed == truth, (task, said.text)
         if spec.masks:
-            assert said.masks.shape == said.row.masks.shape
-            for ours, target in zip(said.masks > 0, said.row.masks):
+            assert said.masks.shape == said.sample.masks.shape
+            for ours, target in zip(said.masks > 0, said.sample.masks):
                 assert (ours & target).sum() > 0.9 * (ours | target).sum() or not (ours.any() or target.any()), task
         if task == "avss":
-            assert ((class_map(said) > 0) == said.row.masks.any(0)).float().mean() > 0.97
+            assert ((spec.painted(said) > 0) == said.sample.masks.any(0)).float().mean() > 0.97
         if task == "arig":
             # The words are the world's box to the nearest step; the row's own corners are whole pixels.
-            assert np.abs(np.subtract(said.parsed, said.row.box)).max() <= STEP / 2 + 1
+            assert np.abs(np.subtract(said.parsed, said.sample.box)).max() <= STEP / 2 + 1

@@ -11,7 +11,8 @@ from torch import nn
 from crab_mini.config import StageConfig
 from crab_mini.errors import CheckpointError, Interrupted, NonFiniteLoss
 from crab_mini.training.checkpoint import load
-from crab_mini.training.loop import Run, _move, fit, seed_all
+from crab_mini.training.device import to_device
+from crab_mini.training.loop import Run, fit
 from crab_mini.training.optimizer import (
     COOLDOWN,
     Optimizer,
@@ -19,7 +20,8 @@ from crab_mini.training.optimizer import (
     parameter_groups,
     schedule,
 )
-from crab_mini.training.progress import Curve, Meter, read_curve
+from crab_mini.training.progress import Curve, LossMeter, read_curve
+from crab_mini.training.rng import seed_all
 
 CFG = StageConfig(steps=20, lr=1e-2, muon_lr=0.02, warmup=3)
 
@@ -125,6 +127,12 @@ def test_another_configuration_is_refused_and_keeps_the_file(tmp_path, change):
     assert (tmp_path / "toy.pt").read_bytes() == before
 
 
+def test_another_estimate_of_the_minutes_keeps_the_checkpoint(tmp_path):
+    _, mark = run_toy(tmp_path)
+    never = Batches(0, lambda: pytest.fail("it trained again"))
+    assert run_toy(tmp_path, replace(CFG, minutes=CFG.minutes + 1), never)[1] == mark
+
+
 def test_another_module_is_refused(tmp_path):
     run_toy(tmp_path)
     other = Toy()
@@ -161,7 +169,7 @@ def test_gradients_are_clipped(tmp_path):
 
 def test_a_batch_moves_with_all_it_holds():
     item = Item([torch.ones(2), None], "name")
-    moved = _move((item, torch.ones(3)), torch.device("meta"))
+    moved = to_device((item, torch.ones(3)), torch.device("meta"))
     assert moved[0].tensors[0].is_meta and moved[1].is_meta and moved[0].name == "name"
     assert moved[0].tensors[1] is None and not item.tensors[0].is_meta
 
@@ -260,7 +268,7 @@ def test_a_folder_that_cannot_be_written_is_named_before_training(tmp_path):
 def test_who_moves_what():
     module = Toy()
     assert hidden_matrices(module) == {"hidden.weight", "frozen.weight"}
-    groups = parameter_groups(module, CFG, rate=lambda name: 0.1 if name.startswith("embed") else 1.0)
+    groups = parameter_groups(module, CFG, lr_scale=lambda name: 0.1 if name.startswith("embed") else 1.0)
     found = {name: (g["muon"], g["lr"], g["weight_decay"]) for g in groups for name in g["names"]}
     assert found == {"embed.weight": (False, 1e-3, 0.01), "hidden.weight": (True, 0.02, 0.01),
                      "hidden.bias": (False, 0.01, 0.0), "head.weight": (False, 0.01, 0.01),
@@ -293,7 +301,7 @@ def test_the_schedule_warms_up_stays_and_runs_out():
 
 
 def test_curve_and_meter(tmp_path):
-    meter = Meter()
+    meter = LossMeter()
     meter.add({"text": (6.0, 2.0), "mask": (0.0, 0.0)})
     meter.add({"text": (2.0, 2.0)})
     assert meter.take() == {"text": 2.0, "mask": 0.0} and meter.take() == {}

@@ -11,10 +11,11 @@ from PIL import Image, ImageDraw
 
 from crab_mini.errors import DataError
 from crab_mini.tasks.class_names import AVSBENCH_CLASSES
-from crab_mini.world import bank
+from crab_mini.world import bank, real_media
 from crab_mini.world.__main__ import main
 from crab_mini.world.render import LOUDNESS, render
 from crab_mini.world.scene import RATE, SECONDS, TEST_SEED, Scene, Thing, sample_scene
+from crab_mini.world.synthesis import FINE, LOOP
 
 NAMES = ("dog", "Sea_Lion", "grand piano", "Käuzchen", "cat")
 
@@ -115,12 +116,12 @@ def test_a_recording_keeps_its_pitch_and_loses_its_pauses(folder):
     for k, name in enumerate(NAMES):
         loop, speed = found.voice(bank.class_name(name), 0)
         spectrum = np.abs(np.fft.rfft(loop))
-        assert spectrum.argmax() * bank.FINE / len(loop) == pytest.approx(200 + 97 * k, abs=3)
-        assert 1 / bank.FASTEST <= speed <= bank.FASTEST
-        assert bank.LOOP * bank.FINE <= len(loop) <= 2 * bank.LOOP * bank.FINE
+        assert spectrum.argmax() * FINE / len(loop) == pytest.approx(200 + 97 * k, abs=3)
+        assert 1 / real_media.MAX_SPEED <= speed <= real_media.MAX_SPEED
+        assert LOOP * FINE <= len(loop) <= 2 * LOOP * FINE
     burst = np.sin(np.arange(RATE // 2) * 0.3)
     wave = np.concatenate([np.zeros(RATE), burst, np.zeros(3 * RATE), burst])
-    assert len(bank.without_pauses(wave)) == pytest.approx(RATE * (1 + bank.PAUSE), rel=0.05)
+    assert len(real_media.without_pauses(wave)) == pytest.approx(RATE * (1 + real_media.MAX_PAUSE), rel=0.05)
 
 
 def test_held_out_variants_differ_only_when_asked_for(folder):

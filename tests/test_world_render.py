@@ -1,4 +1,4 @@
-"""The rendered world: exact masks, loudness that follows the scene, the same bytes everywhere, looks and sounds apart."""
+"""The rendered world: exact masks, loudness as the scene has it, the same bytes everywhere, looks and sounds apart."""
 
 import hashlib
 import subprocess
@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from crab_mini.world import sounds, sprites
+from crab_mini.world import sounds, sprites, synthesis
 from crab_mini.world.dials import Dials
 from crab_mini.world.render import (
     FADE,
@@ -41,7 +41,7 @@ SEEDS = [0, 1, 2, 3, 4, 5, TEST_SEED, TEST_SEED + 1]
 
 
 def thing(category="dog", visible=NONE, gain=(0.0,) * SECONDS, at=(0.5, 0.5), **rest) -> Thing:
-    return Thing(category=category, variant=rest.pop("variant", 0), size=rest.pop("size", 0.4), path=(at,) * SECONDS,
+    return Thing(category=category, variant=rest.pop("variant", 0), size=rest.pop("size", 0.4), centres=(at,) * SECONDS,
                  visible=visible, gain=tuple(gain), **rest)
 
 
@@ -73,7 +73,9 @@ def test_same_scene_same_bytes_in_any_order_and_process():
     scenes = [sample_scene(seed) for seed in SEEDS[:4]]
     first = [digest(render(scene)) for scene in scenes]
     assert [digest(render(scene)) for scene in reversed(scenes)] == first[::-1]
-    code = ("import hashlib; from crab_mini.world.render import render; from crab_mini.world.scene import sample_scene\n"
+    code = ("import hashlib\n"
+            "from crab_mini.world.render import render\n"
+            "from crab_mini.world.scene import sample_scene\n"
             f"c = render(sample_scene({SEEDS[2]}))\n"
             "print(hashlib.sha256(c.frames.tobytes() + c.masks.tobytes() + c.waveform.tobytes()).hexdigest())")
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -174,10 +176,10 @@ def test_every_second_of_a_voice_holds_events_below_the_nyquist_frequency():
     for category in CATEGORIES:
         for variant in VARIANTS:
             ring = sounds.voice(category, variant)
-            assert len(ring) == sounds.LOOP * sounds.FINE and np.abs(ring).max() <= sounds.CREST
+            assert len(ring) == synthesis.LOOP * synthesis.FINE and np.abs(ring).max() <= synthesis.CREST
             power = np.abs(np.fft.rfft(ring)) ** 2
-            assert power[int(7900 * sounds.LOOP):].sum() < 1e-3 * power.sum(), category
-            halves = np.sqrt((ring.reshape(-1, sounds.FINE // 2) ** 2).mean(1))
+            assert power[int(7900 * synthesis.LOOP):].sum() < 1e-3 * power.sum(), category
+            halves = np.sqrt((ring.reshape(-1, synthesis.FINE // 2) ** 2).mean(1))
             assert halves.min() > 0.2, (category, variant)
             assert np.abs(ring[0] - ring[-1]) < 4 * np.abs(np.diff(ring)).max()        # no seam in the loop
 
@@ -188,7 +190,7 @@ def _looks(category: str, variant: int) -> np.ndarray:
 
 def _sounds(category: str, variant: int) -> np.ndarray:
     power = np.abs(np.fft.rfft(sounds.voice(category, variant))) ** 2
-    edges = np.geomspace(50, 7200, 40) * sounds.LOOP
+    edges = np.geomspace(50, 7200, 40) * synthesis.LOOP
     return np.log([power[int(a):int(b)].sum() + 1e-3 for a, b in zip(edges, edges[1:])])
 
 

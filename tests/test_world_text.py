@@ -10,8 +10,8 @@ from collections import Counter, defaultdict
 import numpy as np
 import pytest
 
-from crab_mini.world.annotate import PLACES
 from crab_mini.world.scene import CATEGORIES, SECONDS
+from crab_mini.world.view import QUARTERS
 
 from .scenes import rows, views
 
@@ -74,9 +74,9 @@ def test_the_thing_named_first_is_the_answer_half_of_the_time():
 def test_places_are_even():
     for kind in ('["Visual", "Location"]', '["Audio-Visual", "Location"]'):
         shares = share(row["answer"] for row in questions()[kind])
-        assert set(shares) == set(PLACES) and max(shares.values()) < 0.32 and min(shares.values()) > 0.18, shares
+        assert set(shares) == set(QUARTERS) and max(shares.values()) < 0.32 and min(shares.values()) > 0.18, shares
     for task, second in SEGMENTED.items():
-        shares = share(view.place[i, row[second]] for view, row in rows(task, SCENES) for i in row["targets"])
+        shares = share(view.quarters[i, row[second]] for view, row in rows(task, SCENES) for i in row["targets"])
         assert max(shares.values()) < 0.34 and min(shares.values()) > 0.17, (task, shares)
     centres = [tuple((a + b) // 224 for a, b in zip(row["top_left"], row["bottom_right"]))
                for _, row in rows("arig", SCENES)]
@@ -103,11 +103,11 @@ def test_a_category_tells_neither_place_nor_time_nor_loudness():
     facts = defaultdict(list)
     for view in views(SCENES):
         for i, name in enumerate(view.names):
-            on_screen, heard = view.visible[i].any(), view.heard_at[i].any()
-            facts[name].append((on_screen, heard, view.path[i, 0, 0] if on_screen else np.nan,
-                                view.path[i, 0, 1] if on_screen else np.nan,
+            on_screen, heard = view.visible[i].any(), view.audible[i].any()
+            facts[name].append((on_screen, heard, view.centres[i, 0, 0] if on_screen else np.nan,
+                                view.centres[i, 0, 1] if on_screen else np.nan,
                                 view.gain[i].max() if heard else np.nan,
-                                view.heard_at[i].argmax() / SECONDS if heard else np.nan))
+                                view.audible[i].argmax() / SECONDS if heard else np.nan))
     means = np.array([np.nanmean(facts[name], 0) for name in CATEGORIES])
     assert np.abs(means - means.mean(0)).max() < 0.08, means.round(2)
 
@@ -115,7 +115,7 @@ def test_a_category_tells_neither_place_nor_time_nor_loudness():
 def test_seeing_a_thing_says_little_about_hearing_it():
     """Over things on screen and seconds: heard when seen against heard when not seen; and the other way round."""
     seen = np.concatenate([view.visible[view.visible.any(1)].ravel() for view in views(SCENES)])
-    heard = np.concatenate([view.heard_at[view.visible.any(1)].ravel() for view in views(SCENES)])
+    heard = np.concatenate([view.audible[view.visible.any(1)].ravel() for view in views(SCENES)])
     print(f"heard when seen {heard[seen].mean():.2f}, heard when not seen {heard[~seen].mean():.2f}")
     assert abs(heard[seen].mean() - heard[~seen].mean()) < 0.1
     assert 0.2 < heard[seen].mean() < 0.5
@@ -129,7 +129,7 @@ def test_no_second_and_no_span_is_the_usual_one():
     for task, second in SEGMENTED.items():
         shares = share(row[second] for _, row in rows(task, SCENES))
         assert max(shares.values()) < (0.4 if task in ("s4", "ms3") else 0.2), (task, shares)
-    starts = np.bincount([view.heard_at[i].argmax() for view in views(SCENES) for i in view.order(view.heard)])
+    starts = np.bincount([view.audible[i].argmax() for view in views(SCENES) for i in view.order(view.heard)])
     assert len(starts) >= SECONDS - 2 and starts.max() / starts.sum() < 0.35, starts
 
 

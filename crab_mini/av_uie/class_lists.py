@@ -1,42 +1,38 @@
-"""The names of classes and events that a data folder uses."""
+"""The names of the classes that a data folder uses."""
 
-import json
+import os
 from pathlib import Path
 
 from ..errors import DataError
-from ..tasks.class_names import AVSBENCH_CLASSES
-from .rows import SPLITS, read_annotations
-from .schema import events
+from ..tasks.class_names import AVSBENCH_CLASSES, words_of
+from ..tasks.fields import is_text, shortened
+from .json_files import read_json
+
+LONGEST = 60                # characters of a class name
 
 
 def classes_of(root: Path) -> tuple[str, ...]:
     """The names by number of a data folder's class maps: its classes.json, or AVSBench's 71."""
     path = Path(root) / "classes.json"
-    if not path.is_file():
+    if not os.path.lexists(path):
         return AVSBENCH_CLASSES
-    return _listed(path, lambda content: content)
+    names = names_of(read_json(path, Path(root), list, "a list of names"), path, "class names")
+    if len(names) > len(AVSBENCH_CLASSES):
+        raise DataError(path, "class names", f"expected {len(AVSBENCH_CLASSES)} at most, the "
+                                             f"numbers of AVSBench's palette, found {len(names)}")
+    return names
 
 
-def _listed(path: Path, part) -> tuple[str, ...]:
-    """The names in a part of a JSON file."""
-    try:
-        names = part(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(path, "file", f"no list of class names: {type(error).__name__}") from None
-    if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
-        raise DataError(path, "file", "expected a JSON list of class names")
-    return tuple(names)
+def names_of(value, path: Path, field: str) -> tuple[str, ...]:
+    """A list of different class names; DataError (path, field) for all else.
 
-
-def event_names(root: Path) -> list[str]:
-    """The names that a caption's events are looked for by: the world's categories where the folder has them, else the
-    names of its classes and of the events in its AVE and AVVP annotations (captions say no events of their own)."""
-    index = Path(root) / "clips.json"
-    if index.is_file():
-        return list(_listed(index, lambda content: content["categories"]))
-    rows = [row for task in ("ave", "avvp") for split in SPLITS if (Path(root) / task / f"{split}.json").is_file()
-            for row in read_annotations(root, split, [task], problems=[])]
-    said = {name for row in rows for name, *_ in events(row.task, row.fields)}
-    heard = {name.removeprefix("see ").removeprefix("hear ").replace("_", " ") for name in said}
-    return sorted({*classes_of(root)[1:], *heard})
-
+    A name is a short text with a word in it, and without the marks of which answers are made.
+    """
+    if not isinstance(value, list) or not value:
+        raise DataError(path, field, f"expected a list of names, found {shortened(value)}")
+    for name in value:
+        if not is_text(name) or not words_of(name) or len(name) > LONGEST or set("<>") & set(name):
+            raise DataError(path, field, f"{shortened(name)} cannot name a class")
+    if len(set(value)) < len(value):
+        raise DataError(path, field, "a name stands there twice")
+    return tuple(value)

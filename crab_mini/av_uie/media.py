@@ -1,10 +1,11 @@
-"""Pictures, masks and sounds from disk: any size, mode, rate or channel count in; the tensors that the model eats out.
+"""Pictures, masks and sounds: files in, tensors out. Sizes, colour modes, sampling rates and
+channels are converted.
 
-Unusual: a file that is damaged, mislabelled or dangerous is refused with one line (`DataError`: file, field, reason)
-and never becomes a silent black image or a padded recording. Frames are squeezed to a square, as official Crab does;
-masks follow with nearest-neighbour sampling. AVSBench's 71 classes and their label colours live here.
-Moving pictures are in video.py. Departs from official Crab: librosa and OpenCV are replaced by soundfile, PIL and
-resample.py.
+A file that is damaged, mislabelled or dangerous raises DataError (file, field, reason). It never
+becomes a black image or a padded recording without notice. Frames are squeezed to a square, as
+official Crab does. Masks are resized by the nearest pixel, so that no class is blended with
+another. Moving pictures are in video.py. Departs from official Crab: soundfile, PIL and resample.py
+replace librosa and OpenCV.
 """
 
 import warnings
@@ -20,27 +21,34 @@ from torch import Tensor
 from ..errors import DataError
 from ..tasks.class_names import AVSBENCH_CLASSES
 from .integrity import PICTURES, SOUNDS, damage
-from .resample import RATE, resample
+from .mono import BLOCK, Mono
+from .resample import RATE
 
-MAX_PIXELS = 64_000_000     # a 64-megapixel photograph still passes; a picture bomb does not
-MAX_SECONDS = 1800.0        # of one recording
-MAX_RATE = 384_000          # samples a second
-SILENCE = 1e-4              # peak below which a whole recording counts as silent: 3 steps of 16 bits
+# Of a picture: a photograph of 64 megapixels passes, a decompression bomb does not.
+MAX_PIXELS = 64_000_000
 
+
+# ---- files
 
 @contextmanager
 def decoding(path: Path, field: str, what: str):
-    """Turns whatever a third-party decoder raises on damaged bytes into one DataError."""
+    """Turns any error of a decoder library into a DataError: `unreadable {what}`."""
     try:
         yield
     except DataError:
         raise
-    except Exception as error:      # PIL alone raises OSError, SyntaxError, struct.error, TypeError, ... on bad bytes
-        raise DataError(path, field, f"unreadable {what}: {str(error) or type(error).__name__}") from error
+    # On bad bytes PIL alone raises OSError, SyntaxError, TypeError and more.
+    except Exception as error:
+        reason = f"unreadable {what}: {str(error) or type(error).__name__}"
+        raise DataError(path, field, reason) from error
 
 
 def must_be_whole(path: Path, field: str, kinds: dict[str, str]) -> None:
-    """Refuses what is missing, no regular file (a pipe would hang), empty, cut off or not what its extension says."""
+    """Raises DataError if the file is missing, empty, cut off, not a regular file or not of one of
+    `kinds`.
+
+    kinds: extension -> format. A pipe is not a regular file; reading it could wait for ever.
+    """
     try:
         if not path.is_file():
             raise DataError(path, field, "missing" if not path.exists() else "not a regular file")
@@ -52,12 +60,16 @@ def must_be_whole(path: Path, field: str, kinds: dict[str, str]) -> None:
 
 
 def inside(path: Path, root: Path, file: str | Path, field: str) -> Path:
-    """The path itself if it stays inside the data folder, links followed; DataError otherwise."""
+    """The path, if it stays inside the folder `root`, also when links are followed. Otherwise
+    DataError.
+
+    file, field: where the path was written, for the error.
+    """
     try:
         resolved = path.resolve()
         if not resolved.is_relative_to(root.resolve()):
             raise DataError(file, field, f"'{path.name}' leads outside the data folder")
-        path.exists()       # a name too long for the file system fails here
+        path.exists()               # raises OSError if the name is too long for the file system
     except (OSError, RuntimeError, ValueError) as error:
         if isinstance(error, DataError):
             raise
@@ -65,27 +77,32 @@ def inside(path: Path, root: Path, file: str | Path, field: str) -> Path:
     return path
 
 
+# ---- pictures
+
 def open_picture(path: Path, field: str = "image") -> Image.Image:
-    """The decoded PIL image, upright (EXIF), of at most MAX_PIXELS; DataError otherwise."""
+    """The decoded picture, turned upright as its EXIF data says. DataError above MAX_PIXELS."""
     must_be_whole(path, field, PICTURES)
     with decoding(path, field, "picture"), warnings.catch_warnings():
+        # PIL has a limit of its own; its warning, too, is treated as an error.
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
             with Image.open(path) as image:
-                too_big = image.width * image.height > MAX_PIXELS and f"{image.width}x{image.height} pixels"
-                if not too_big:
+                # The size stands in the header; the pixels are only decoded if it is small enough.
+                if image.width * image.height <= MAX_PIXELS:
                     image.load()
                     return ImageOps.exif_transpose(image)
+                size = f"{image.width}x{image.height} pixels"
         except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-            too_big = "more pixels"
-        raise DataError(path, field, f"too large: {too_big}, at most {MAX_PIXELS} allowed")
+            size = "more pixels"
+        raise DataError(path, field, f"too large: {size}, at most {MAX_PIXELS} allowed")
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
-    """Any mode -> RGB: 16 bits scaled to 8, transparency laid over white."""
+    """A picture of any mode as RGB. 16 bits are scaled to 8; transparent parts become white."""
     if image.mode.startswith("I") or image.mode == "F":
         values = np.asarray(image).astype(np.float64)
-        image = Image.fromarray((values / (257 if values.max() > 255 else 1)).clip(0, 255).astype(np.uint8))
+        scale = 257 if values.max() > 255 else 1
+        image = Image.fromarray((values / scale).clip(0, 255).astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -93,15 +110,15 @@ def as_rgb(image: Image.Image) -> Image.Image:
 
 
 def picture_tensor(image: Image.Image, size: int) -> Tensor:
-    """PIL image -> (3, size, size) uint8, squeezed to a square (antialiased)."""
+    """A picture as (3,H,W) uint8 with H = W = size, squeezed to a square with antialiasing."""
     image = as_rgb(image)
     if image.size != (size, size):
         image = image.resize((size, size), Image.Resampling.BICUBIC)
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()      # (3, H, W)
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()                 # (3,H,W)
 
 
 def read_image(path: str | Path, size: int, field: str = "image") -> Tensor:
-    """A picture file -> (3, size, size) uint8; DataError names the file if that cannot be done."""
+    """A picture file as (3,H,W) uint8 with H = W = size. Raises DataError if it cannot be used."""
     path = Path(path)
     image = open_picture(path, field)
     with decoding(path, field, "picture"):
@@ -109,17 +126,25 @@ def read_image(path: str | Path, size: int, field: str = "image") -> Tensor:
 
 
 def picture_size(path: Path, field: str = "image") -> tuple[int, int]:
-    """(width, height) of the upright picture."""
+    """(width, height) of the upright picture, in pixels."""
     return open_picture(path, field).size
 
 
-def nearest(array: np.ndarray, size: int) -> Tensor:
-    """(h, w) -> (size, size) by taking the pixel under each new pixel's centre: no class is ever blended."""
-    rows, columns = (((np.arange(size) + 0.5) * side / size).astype(np.int64) for side in array.shape)
+# ---- masks and class maps
+
+def resize_nearest(array: np.ndarray, size: int) -> Tensor:
+    """A map of any size as (H,W) with H = W = size: each new pixel takes the value under its
+    centre.
+    """
+    rows, columns = (((np.arange(size) + 0.5) * side / size).astype(np.int64)
+                     for side in array.shape)
     return torch.from_numpy(np.ascontiguousarray(array[rows[:, None], columns[None, :]]))
 
 
-def _label_picture(path: Path, field: str, image_size: tuple[int, int] | None) -> Image.Image:
+def open_label(path: Path, field: str, image_size: tuple[int, int] | None) -> Image.Image:
+    """A picture of a mask. image_size: (width, height) that it must have, if given; otherwise
+    DataError.
+    """
     label = open_picture(path, field)
     if image_size is not None and label.size != image_size:
         raise DataError(path, field, f"mask of {label.width}x{label.height}, its image has "
@@ -127,25 +152,34 @@ def _label_picture(path: Path, field: str, image_size: tuple[int, int] | None) -
     return label
 
 
-def read_mask(path: str | Path, size: int, image_size: tuple[int, int] | None = None, field: str = "mask") -> Tensor:
-    """A binary mask -> (size, size) bool: whatever is above zero (in any colour channel) belongs to the object.
+def read_mask(path: str | Path, size: int, image_size: tuple[int, int] | None = None,
+              field: str = "mask") -> Tensor:
+    """A binary mask as (H,W) bool with H = W = size: true where any colour channel is above zero.
 
-    image_size: (width, height) of the picture it belongs to; another size is a DataError.
+    image_size: (width, height) of the picture that the mask belongs to. A mask of another size
+    raises DataError.
     """
     path = Path(path)
-    label = _label_picture(path, field, image_size)
+    label = open_label(path, field, image_size)
     with decoding(path, field, "mask"):
-        values = np.asarray(label.convert("RGB") if label.mode in ("P", "PA", "RGBA", "CMYK", "YCbCr") else label)
+        # Palettes and other colour spaces are turned to colours first; transparency is ignored.
+        if label.mode in ("P", "PA", "RGBA", "CMYK", "YCbCr"):
+            label = label.convert("RGB")
+        values = np.asarray(label)  # (height,width) or (height,width,C)
         if label.mode in ("LA", "La"):
             values = values[..., :1]
-        return nearest(values > 0 if values.ndim == 2 else (values > 0).any(-1), size)
+        return resize_nearest(values > 0 if values.ndim == 2 else (values > 0).any(-1), size)
 
 
 def palette() -> np.ndarray:
-    """AVSBench's label colours, (71, 3) uint8: class bits, three at a time, fill the channels from the top bit down."""
+    """AVSBench's colours of the 71 classes: (71,3) uint8.
+
+    The bits of a class number are dealt to the three channels in turn, and fill each channel from
+    its highest bit down.
+    """
     colours = np.zeros((len(AVSBENCH_CLASSES), 3), np.uint8)
     for index in range(len(AVSBENCH_CLASSES)):
-        for step in range(3):                                   # 71 < 2^9: three triples are enough
+        for step in range(3):  # 71 < 2^9: three bits for each channel are enough
             for channel in range(3):
                 bit = index >> (3 * step + channel) & 1
                 colours[index, channel] |= bit << (7 - step)
@@ -153,71 +187,89 @@ def palette() -> np.ndarray:
 
 
 def encode_classes(classes: np.ndarray | Tensor) -> Image.Image:
-    """(H, W) class numbers -> palette PNG image whose indices are the classes and whose colours are AVSBench's."""
+    """Class numbers (H,W) as a palette picture: its indices are the numbers, its colours
+    AVSBench's.
+    """
     image = Image.fromarray(np.asarray(classes).astype(np.uint8), mode="P")
     image.putpalette(palette().flatten().tolist())
     return image
 
 
 def decode_classes(label: Image.Image, path: Path, field: str) -> np.ndarray:
-    """A label picture -> (H, W) int64 classes. Grey values are class numbers, colours are looked up in the palette."""
+    """A picture of a class map as class numbers (H,W) int64. Grey values are numbers, colours are
+    AVSBench's.
+
+    Raises DataError for a number or a colour that AVSBench does not have.
+    """
     if label.mode in ("1", "L", "I;16", "I", "LA"):
-        values = np.asarray(label.getchannel(0) if label.mode == "LA" else label).astype(np.int64)
+        grey = label.getchannel(0) if label.mode == "LA" else label
+        values = np.asarray(grey).astype(np.int64)
         if values.max() >= len(AVSBENCH_CLASSES) or values.min() < 0:
-            raise DataError(path, field, f"class {values.max()} outside AVSBench's 0..{len(AVSBENCH_CLASSES) - 1}")
+            raise DataError(path, field, f"class {values.max()} outside AVSBench's "
+                                         f"0..{len(AVSBENCH_CLASSES) - 1}")
         return values
-    rgb = np.asarray(label.convert("RGB")).astype(np.int64)                     # (H, W, 3)
-    code = rgb[..., 0] << 16 | rgb[..., 1] << 8 | rgb[..., 2]                   # (H, W)
-    table = palette().astype(np.int64) @ np.array([1 << 16, 1 << 8, 1])         # (71,)
-    order = np.argsort(table)
-    classes = order[np.searchsorted(table, code, sorter=order).clip(max=len(table) - 1)]
-    wrong = np.argwhere(table[classes] != code)
+    # A colour as one number of 24 bits; the class is found by binary search among the colours of
+    # the palette.
+    rgb = np.asarray(label.convert("RGB")).astype(np.int64)                                # (H,W,3)
+    code = rgb[..., 0] << 16 | rgb[..., 1] << 8 | rgb[..., 2]                              # (H,W)
+    known = palette().astype(np.int64) @ np.array([1 << 16, 1 << 8, 1])                    # (71,)
+    order = np.argsort(known)
+    found = np.searchsorted(known, code, sorter=order).clip(max=len(known) - 1)
+    classes = order[found]
+    wrong = np.argwhere(known[classes] != code)
     if len(wrong):
         y, x = wrong[0]
-        raise DataError(path, field, f"colour {tuple(rgb[y, x].tolist())} at ({x}, {y}) is not in AVSBench's palette")
+        raise DataError(path, field, f"colour {tuple(rgb[y, x].tolist())} at ({x}, {y}) "
+                                     "is not in AVSBench's palette")
     return classes
 
 
-def read_classes(path: str | Path, size: int, image_size: tuple[int, int] | None = None, field: str = "mask") -> Tensor:
-    """A semantic label picture -> (size, size) int64 class map; a colour outside the palette is a DataError."""
+def read_classes(path: str | Path, size: int, image_size: tuple[int, int] | None = None,
+                 field: str = "mask") -> Tensor:
+    """A class map file as class numbers (H,W) int64 with H = W = size. image_size as in
+    `read_mask`.
+
+    Raises DataError for a number or a colour that AVSBench does not have.
+    """
     path = Path(path)
-    label = _label_picture(path, field, image_size)
+    label = open_label(path, field, image_size)
     with decoding(path, field, "mask"):
-        return nearest(decode_classes(label, path, field), size)
+        return resize_nearest(decode_classes(label, path, field), size)
 
 
-def to_model_rate(samples: np.ndarray, rate: int, path: Path, field: str) -> Tensor:
-    """(S, channels) float at `rate` -> (S',) float32, mono, 16 kHz; refuses nothing, noise-free silence and NaN."""
-    if len(samples) == 0:
-        raise DataError(path, field, "zero-length audio")
-    if not np.isfinite(samples).all():
-        raise DataError(path, field, "audio holds NaN or infinity")
-    waveform = resample(torch.from_numpy(samples.astype(np.float32).mean(1)), rate)
-    if waveform.abs().max() < SILENCE:
-        raise DataError(path, field, "silent audio")
-    return waveform
-
+# ---- sound
 
 def read_audio(path: str | Path, field: str = "audio") -> Tensor:
-    """wav, flac, ogg or mp3 of any rate and channel count -> (S,) float32, mono, 16 kHz."""
+    """A wav, flac, ogg or mp3 file of any rate and number of channels as (S,) float32, mono, 16
+    kHz.
+
+    Raises DataError if it cannot be used; mono.py has the limits.
+    """
     path = Path(path)
     must_be_whole(path, field, SOUNDS)
     with decoding(path, field, "audio"), soundfile.SoundFile(path) as file:
-        if not 1000 <= file.samplerate <= MAX_RATE or file.channels > 64:
-            raise DataError(path, field, f"{file.samplerate} Hz, {file.channels} channels: not a recording")
-        if file.frames > MAX_SECONDS * file.samplerate:
-            raise DataError(path, field, f"longer than {MAX_SECONDS:.0f} s")
-        samples = file.read(dtype="float32", always_2d=True)                    # (S, channels)
-        if len(samples) < file.frames:
-            raise DataError(path, field, f"cut off: {len(samples)} of {file.frames} samples can be read")
-        return to_model_rate(samples, file.samplerate, path, field)
+        # Limits first, so that a wrong header cannot ask for all of the memory.
+        mono = Mono(file.samplerate, file.channels, path, field)
+        mono.must_fit(file.frames)
+        while mono.count < file.frames:
+            wanted = min(BLOCK // file.channels, file.frames - mono.count)
+            samples = file.read(wanted, dtype="float32", always_2d=True)        # (S,channels)
+            if len(samples) == 0:
+                raise DataError(path, field, f"cut off: {mono.count} of {file.frames} samples "
+                                             "can be read")
+            mono.add(samples)
+        return mono.waveform()
 
 
 def pieces(waveform: Tensor, starts: list[float], length: float = 1.0) -> Tensor:
-    """(S,) -> (T, length · 16000): one piece from each start (seconds); zeros before 0 and after the end."""
+    """Pieces of `length` seconds that begin at `starts` (seconds): waveform (S,) -> (T, length ·
+    16000).
+
+    Before 0 and after its end the waveform counts as zero.
+    """
     samples = round(length * RATE)
     firsts = [round(start * RATE) for start in starts]
     left = max(0, -min(firsts))
     right = max(0, max(firsts) + samples - len(waveform))
     padded = torch.nn.functional.pad(waveform, (left, right))
-    return torch.stack([padded[left + first:left + first + samples] for first in firsts])      # (T, S)
+    return torch.stack([padded[left + first:left + first + samples] for first in firsts])

@@ -1,9 +1,14 @@
-"""Any sampling rate to 16 kHz: a windowed-sinc low pass, evaluated only where an output sample is needed (polyphase).
+"""Resampling: a waveform of any sampling rate -> 16 kHz, by a windowed-sinc low-pass filter.
 
-With rates in lowest terms from : to = M : L, output n lies at input time n·M/L, so only L different fractions of an
-input sample occur. Each has its own row of filter taps (a phase), and one phase's outputs are a strided product.
-The pass band ends at 7.2 kHz, the stop band begins at 8 kHz (for a 16 kHz target), and the Kaiser window keeps what
-would fold back more than 60 dB down (measured over a tone sweep in the tests). Not in the paper: Crab uses librosa.
+With the two rates in lowest terms, `old` and `new`, output sample i lies at the input position
+i · old / new. So only `new` different fractions of an input sample occur. Each has its own filter
+coefficients (taps), called a phase (polyphase resampling). The outputs of one phase are a strided
+convolution. Only outputs that are needed are computed, BLOCK input samples at a time: the memory
+that this takes does not grow with the length.
+
+The filter passes frequencies up to 7.2 kHz and stops those from 8 kHz on, for an output at 16 kHz.
+What would fold back (aliasing) is more than 60 dB weaker; the tests measure it. Not in the paper:
+official Crab uses librosa.
 """
 
 from functools import lru_cache
@@ -12,44 +17,76 @@ from math import gcd, pi
 import torch
 from torch import Tensor
 
-RATE = 16000            # samples a second that the audio encoder hears
-STOP_DB = 80.0          # design attenuation; the tests ask for 60
-ROLLOFF = 0.95          # centre of the transition band, as a share of the lower rate's Nyquist frequency
+RATE = 16000            # samples a second of the audio encoder's input
+STOP_DB = 80.0          # attenuation that the filter is designed for; the tests require 60 dB
+ROLLOFF = 0.95  # centre of the transition band, as a share of the lower rate's Nyquist frequency
+CHUNK = 1024            # phases that are computed at once; an odd rate has thousands
+BLOCK = 1 << 24         # input samples that are filtered at once, about
+# Of clips as data sets hold them every bit is promised: they are filtered in one block, by torch's
+# convolution. It is slow where a filter moves by more samples than it has taps.
+COMMON_PHASES, COMMON_OUTPUTS = 640, 120 * RATE
 
 
 @lru_cache(maxsize=4)
 def phases(old: int, new: int) -> tuple[Tensor, list[int]]:
-    """Filter taps (L, K) of the L phases and the input index of each phase's first tap, for one output period."""
+    """The filter coefficients of all phases (new,taps), and the input position of each one's first.
+
+    old, new: the two rates in lowest terms. taps: the length of the filter in input samples.
+    """
+    # Kaiser's formulas: filter length and window shape for this attenuation and transition band.
     lower = min(old, new)
-    transition = (1 - ROLLOFF) * lower / old                # full width, as a share of the input rate
-    half = int((STOP_DB - 8) / (2.285 * 2 * pi * transition) / 2) + 1      # Kaiser's estimate of the length
-    beta = 0.1102 * (STOP_DB - 8.7)                         # Kaiser's shape for that attenuation
-    cutoff = ROLLOFF * lower / old                          # 1 = the input's Nyquist frequency
-    first = torch.div(torch.arange(new) * old, new, rounding_mode="floor") - half + 1      # (L)
-    rows = []
-    for part in torch.arange(new).split(1024):              # an odd rate has thousands of phases
-        position = part.double() * old / new                # of these outputs, in input samples
-        offset = first[part][:, None] + torch.arange(2 * half) - position[:, None]         # (L', K) tap minus output
+    transition = (1 - ROLLOFF) * lower / old                # width, as a share of the input rate
+    half = int((STOP_DB - 8) / (2.285 * 2 * pi * transition) / 2) + 1  # taps / 2
+    beta = 0.1102 * (STOP_DB - 8.7)
+    cutoff = ROLLOFF * lower / old  # as a share of the input's Nyquist frequency
+    first = torch.div(torch.arange(new) * old, new, rounding_mode="floor") - half + 1      # (new,)
+    chunks = []
+    for part in torch.arange(new).split(CHUNK):
+        # The distance of each coefficient from the output sample, in input samples.
+        position = part.double() * old / new
+        offset = first[part][:, None] + torch.arange(2 * half) - position[:, None]  # (CHUNK,taps)
         window = torch.i0(beta * (1 - (offset / half) ** 2).clamp(min=0).sqrt())
         taps = torch.sinc(cutoff * offset) * window
-        rows.append((taps / taps.sum(1, keepdim=True)).float())             # unit gain at 0 Hz in every phase
-    return torch.cat(rows), first.tolist()
+        # Every phase passes a constant signal unchanged.
+        chunks.append((taps / taps.sum(1, keepdim=True)).float())
+    return torch.cat(chunks), first.tolist()
 
 
 def resample(waveform: Tensor, rate: int, target: int = RATE) -> Tensor:
-    """(S,) float32 at `rate` samples a second -> (ceil(S · target / rate),) at `target`; zeros are assumed outside."""
+    """Waveform (S,) float32 at `rate` samples a second -> (ceil(S · target / rate),) float32 at
+    `target`.
+
+    Before its beginning and after its end the waveform counts as zero.
+    """
     if rate == target:
         return waveform
-    common = gcd(rate, target)
-    old, new = rate // common, target // common
-    taps, first = phases(old, new)                          # (L, K)
-    count = -(-len(waveform) * new // old)                  # samples out
+    factor = gcd(rate, target)
+    old, new = rate // factor, target // factor
+    taps, first = phases(old, new)                          # (new,taps)
+    # `new` outputs, one of each phase, make a period; it takes `old` input samples.
+    count = -(-len(waveform) * new // old)                  # output samples
     periods = -(-count // new)
-    left = -min(first)
-    right = max(0, max(first) + (periods - 1) * old + taps.shape[1] - len(waveform))
-    padded = torch.nn.functional.pad(waveform, (left, right))
+    common = periods == 1 or (new <= COMMON_PHASES and count <= COMMON_OUTPUTS)
+    convolve = common or old < taps.shape[1]
+    step = periods if common else max(1, BLOCK // old)      # periods of a block
+    earliest, latest = min(first), max(first)
     out = torch.empty(periods, new)
-    for phase, start in enumerate(first):
-        span = padded[start + left:start + left + (periods - 1) * old + taps.shape[1]]
-        out[:, phase] = torch.nn.functional.conv1d(span[None, None], taps[phase, None, None], stride=old)[0, 0]
+    for begin in range(0, periods, step):
+        end = min(begin + step, periods)
+        # The block's inputs, with zeros on both sides, so that every filter finds all of its own.
+        left, right = begin * old + earliest, (end - 1) * old + latest + taps.shape[1]
+        zeros = (max(0, -left), max(0, right - len(waveform)))
+        inputs = torch.nn.functional.pad(waveform[max(0, left):max(0, right)], zeros)
+        for phase in range(min(new, count)):
+            place = inputs[first[phase] - earliest:]
+            out[begin:end, phase] = filtered(place, taps[phase], old, end - begin, convolve)
     return out.flatten()[:count]
+
+
+def filtered(inputs: Tensor, taps: Tensor, stride: int, count: int, convolve: bool) -> Tensor:
+    """`count` outputs of a filter (taps,) that moves over the inputs (S,) by `stride` samples."""
+    if convolve:
+        span = inputs[:(count - 1) * stride + len(taps)]
+        return torch.nn.functional.conv1d(span[None, None], taps[None, None], stride=stride)[0, 0]
+    windows = inputs.as_strided((count, len(taps)), (stride, 1), inputs.storage_offset())
+    return windows @ taps

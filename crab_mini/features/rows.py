@@ -1,91 +1,47 @@
-"""Instruction tuning and evaluation rows: any data set in the AV-UIE layout -> items with features behind them.
+"""Instruction tuning and evaluation: rows of a data set in the AV-UIE layout -> `Sequence`s.
 
-Every row's media are decoded at most once; what stays in memory is its text, its mask and the places of its features.
-A broken file or an annotation that cannot be posed is one line before the first step, or, with a list for problems,
-left out. `usable` looks at everything without a model, so that nobody waits half an hour for that line.
+A row's media are decoded at most once; what stays in memory is its text, its masks and the places
+of its features. A broken file, or an annotation that does not fit the model, is one line before the
+first step or, with a list for problems, left out. `usable` opens everything without a model, so
+that nobody waits half an hour for that line.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
-from tqdm import tqdm
+from numpy.random import Generator
 
-from ..av_uie.class_lists import classes_of
-from ..av_uie.rows import Row, Sample, check_length, decode, read_annotations
+from ..av_uie.check import examine
+from ..av_uie.rows import Row, read_annotations
+from ..av_uie.samples import Sample
 from ..batch import Sequence
 from ..errors import DataError
 from ..tasks.base import TASKS
-from ..tasks.class_names import class_meant, class_number
 from ..tokenizer import Tokenizer
 from .encoders import Features
 
-GLANCE = 32                      # side of the frames that `usable` decodes: files are read whole whatever it is
+LISTED = 20                      # bad samples that are named one by one
 
 
-@dataclass
-class Prepared:
-    """A decoded row without its media. `frames`, `sounds`: places in the feature stores."""
-    task: str
-    uid: str
-    clip: str                    # the file that its sound is in; each frame of a clip is a row of its own
-    row: dict
-    seconds: list[int]
-    target: int                  # place in `seconds` of the frame to be segmented
-    frames: Tensor               # (T,)
-    sounds: Tensor               # (T,n): n pieces of one second for each frame, two of them in clips of a minute
-    masks: Tensor | None         # (groups,H,W) bool
-    visible: Tensor | None       # (H,W) class map of everything in the picture, where known
-    box: tuple | None
-    classes: tuple[str, ...]     # names of the numbers in class maps
-    labels: Tensor | None = None         # (H,W) the annotation's own class map, for AVSS
-
-
-def _numbers(row: dict, classes: tuple[str, ...]) -> list[int]:
-    """The class numbers of an AVSS row's sounding categories, in their order."""
-    return [class_number(name, classes) for name in row["a_obj"].split(",")]
-
-
-def _masks(sample: Sample, classes: tuple[str, ...]) -> Tensor | None:
-    """(groups,H,W) bool: one group, for AVSS one for each sounding category."""
-    if sample.masks is None or sample.task != "avss":
-        return sample.masks
-    return torch.stack([sample.masks == number for number in _numbers(sample.row, classes)])
-
-
-def check_text(row: Row, tokenizer: Tokenizer, classes: tuple[str, ...], reasoning: bool) -> None:
-    """DataError where a row's prompt and answer do not hold exactly the marks that its masks and media stand for."""
-    task, place = TASKS[row.task], f"{row.root / row.task / row.split}.json[{row.index}]"
-    text = task.answer(row.fields, reasoning)
-    prompt, answer = tokenizer.encode(task.prompt(row.fields)), tokenizer.encode(text)
+def check_text(row: Row, tokenizer: Tokenizer, reasoning: bool) -> None:
+    """DataError where a row's prompt or answer holds marks that are not those of its masks."""
+    task = TASKS[row.task]
+    prompt = tokenizer.encode(task.prompt(row.fields))
+    answer = tokenizer.encode(task.answer(row.fields, reasoning))
     for mark in (tokenizer.visual, tokenizer.audio, tokenizer.answer):
         if mark in prompt or mark in answer:
-            raise DataError(place, task.field, f"expected no '{tokenizer.names[mark]}': it is the model's own mark")
-    groups, numbers = int(task.masks), []
-    if row.task == "avss":
-        try:
-            numbers = _numbers(row.fields, classes)
-        except ValueError as error:
-            raise DataError(place, "a_obj", str(error)) from None
-        groups = len(numbers)
-    found = [i for i in answer if i in tokenizer.masks]
-    if found != groups * tokenizer.masks:
-        raise DataError(place, task.field, f"expected {groups} whole group(s) of mask tokens, found "
-                                           f"{len(found)} mask tokens")
-    for words, number in zip(numbers and task.parse(text) or [], numbers):
-        if class_meant(words, classes) not in (number, None):
-            raise DataError(place, task.field, f"expected masks in the order of a_obj, {row.fields['a_obj']}: "
-                                               f"'{classes[number]}' comes where the text says '{words[-40:]}'")
+            raise DataError(row.place, task.answer_field,
+                            f"expected no '{tokenizer.names[mark]}': it is the model's own mark")
+    row.check_answer(reasoning)
 
 
 def annotations(root: Path, split: str, tasks: list[str], tokenizer: Tokenizer, reasoning: bool,
                 problems: list[DataError] | None) -> list[Row]:
-    """The rows of a split whose annotations are in order; problems: see `Rows`. No media file is opened."""
-    classes, good = classes_of(root), []
+    """The rows of a split whose annotations are in order; problems: see `Split`. Opens no media."""
+    good = []
     for row in read_annotations(root, split, tasks, problems):
         try:
-            check_text(row, tokenizer, classes, reasoning)
+            check_text(row, tokenizer, reasoning)
             good.append(row)
         except DataError as error:
             if problems is None:
@@ -94,80 +50,105 @@ def annotations(root: Path, split: str, tasks: list[str], tokenizer: Tokenizer, 
     return good
 
 
-def usable(root: Path, splits: tuple[str, ...], tasks: list[str], tokenizer: Tokenizer, reasoning: bool,
-           problems: list[DataError] | None) -> None:
-    """Opens everything that `Rows` of these splits will open, where they are there; problems: see `Rows`."""
-    rows = [row for split in splits if any((root / task / f"{split}.json").is_file() for task in tasks)
-            for row in annotations(root, split, tasks, tokenizer, reasoning, problems)]
-    seconds: dict[tuple, list[int]] = {}         # of the good clips: ten questions about a clip open it once
-    for row in tqdm(rows, desc="check", unit="row"):
-        clip = (row.video, row.audio, row.task == "avqa") if row.video else row.uid
-        try:
-            if clip in seconds:
-                check_length(row, seconds[clip])
-            else:
-                seconds[clip] = decode(row, GLANCE).seconds
-        except DataError as error:
-            if problems is None:
-                raise
-            problems.append(error)
+def usable(root: Path, splits: tuple[str, ...], tasks: list[str], tokenizer: Tokenizer,
+           reasoning: bool, problems: list[DataError] | None) -> None:
+    """Opens all that `Split` will open of these splits, where they exist; problems: see `Split`."""
+    rows = []
+    for split in splits:
+        if any((root / task / f"{split}.json").is_file() for task in tasks):
+            rows += annotations(root, split, tasks, tokenizer, reasoning, problems)
+    for _, errors in examine(rows):
+        if errors and problems is None:
+            raise errors[0]
+        if errors:
+            problems.append(errors[0])
 
 
-class Posed:
-    """Prepared rows as a model is asked about them: `item(row)` gives the sequence. by_task: places in `rows`."""
+class Samples:
+    """Encoded samples, and `sequence(sample)`: what the model is asked and should say about one.
+
+    by_task: places in `samples`.
+    """
 
     def __init__(self, features: Features, tokenizer: Tokenizer):
         self.features, self.tokenizer, self.cfg = features, tokenizer, features.crab.cfg
         self.reasoning = self.cfg.reasoning == "on"
-        self.rows: list[Prepared] = []
+        self.samples: list[Sample] = []
         self.by_task: dict[str, list[int]] = {}
-        kept = self.cfg.vision.kept
-        self.llm_layer = kept.index(self.cfg.vision.llm_layer)
-        self.mask_layers = [kept.index(k) for k in self.cfg.vision.mask_layers]
+        vision = self.cfg.vision
+        self.llm_layer, self.mask_layers = vision.kept_for_llm, vision.kept_for_masks
 
-    def item(self, row: Prepared, answer: bool = True, sight: Prepared | None = None,
-             sound: Prepared | None = None) -> Sequence:
-        """A sequence. sight, sound: other rows whose pictures or sound stand in for the row's own (for shuffling)."""
-        frames, sounds = (sight or row).frames, (sound or row).sounds                        # (T,), (T,n)
-        count = len(row.seconds)
-        frames, sounds = (places[torch.arange(count) % len(places)] for places in (frames, sounds))
-        heard = sounds.shape[1] * self.cfg.audio_qformer.queries     # each second of sound has queries of its own
-        visual, audio = self.features.visual.array(), self.features.audio.array()
-        task = TASKS[row.task]
-        ids, loss_mask = self.tokenizer.render(row.seconds, self.cfg.visual_qformer.queries, heard, task.prompt(row.row),
-                                     task.answer(row.row, self.reasoning) if answer else None)
-        at = visual[frames[row.target]][self.mask_layers] if row.masks is not None else None
-        return Sequence(row.task, row.uid, ids, loss_mask, visual[frames][:, self.llm_layer],
-                    audio[sounds.flatten()], at, row.masks)
+    def add(self, samples: list[Sample]) -> None:
+        """Takes encoded samples in."""
+        for place, sample in enumerate(samples, start=len(self.samples)):
+            self.by_task.setdefault(sample.task, []).append(place)
+        self.samples += samples
+
+    def of(self, task: str) -> list[Sample]:
+        """The samples of a task, in their order."""
+        return [self.samples[place] for place in self.by_task[task]]
+
+    def sequence(self, sample: Sample, answer: bool = True, frames_of: Sample | None = None,
+                 sounds_of: Sample | None = None) -> Sequence:
+        """A sample's sequence; answer False: it ends where generation begins.
+
+        frames_of, sounds_of: other samples whose frames or sound stand in for its own (shuffling).
+        """
+        # Places in the stores; a clip that is shorter than this one is repeated.
+        at = torch.arange(len(sample.seconds))
+        frames, sounds = (frames_of or sample).frames, (sounds_of or sample).sounds
+        frames, sounds = frames[at % len(frames)], sounds[at % len(sounds)]        # (T,), (T,pieces)
+
+        # The text, with a placeholder for each embedding. Each second of sound has its own queries.
+        task = TASKS[sample.task]
+        text = task.answer(sample.fields, self.reasoning) if answer else None
+        audio_queries = sounds.shape[1] * self.cfg.audio_qformer.queries
+        ids, loss_mask = self.tokenizer.render(
+            sample.seconds, self.cfg.visual_qformer.queries, audio_queries,
+            task.prompt(sample.fields), text)
+
+        # The features behind the placeholders, and those of the frame that is to be segmented.
+        visual, audio = self.features.frames.array(), self.features.sounds.array()
+        mask_features = None
+        if sample.masks is not None:
+            mask_features = visual[frames[sample.target]][self.mask_layers]     # (2,P,Dv)
+        return Sequence(sample.task, sample.uid, ids, loss_mask, visual[frames][:, self.llm_layer],
+                        audio[sounds.flatten()], mask_features, sample.masks)
 
 
-class Rows(Posed):
-    """All rows of a split of a data folder, prepared. `item(row)` and `rows(rng, count)` give sequences.
+class Split(Samples):
+    """All samples of a split of a data folder; `split(rng, count)` draws sequences.
 
-    limit: rows a task at most. problems: a list that receives what is wrong with rows that are left out; without it
-    the first raises its DataError. A split with no usable row always does.
+    limit: samples a task at most. problems: a list that receives what is wrong with rows that are
+    left out; without it the first raises its DataError. A split without a usable row always does.
     """
 
-    def __init__(self, root: Path, split: str, tasks: list[str], features: Features, tokenizer: Tokenizer,
-                 limit: int | None = None, problems: list[DataError] | None = None):
+    def __init__(self, root: Path, split: str, tasks: list[str], features: Features,
+                 tokenizer: Tokenizer, limit: int | None = None,
+                 problems: list[DataError] | None = None):
         super().__init__(features, tokenizer)
-        classes, found = classes_of(root), {task: [] for task in tasks}
+        self.by_task = {task: [] for task in tasks}
+        rows: dict[str, list[Row]] = {task: [] for task in tasks}
         for row in annotations(root, split, tasks, tokenizer, self.reasoning, problems):
-            found[row.task].append(row)
-        wanted = {row.uid: row for rows in found.values() for row in rows[:limit]}
-        for cached in features.cache.prepare(list(wanted.values()), problems):
-            sample = cached.sample
-            row = wanted[sample.uid]
-            self.rows.append(Prepared(row.task, row.uid, str(row.audio or row.video), row.fields, sample.seconds,
-                                      sample.target, cached.frames, cached.sounds, _masks(sample, classes),
-                                      sample.visible, sample.box, classes,
-                                      sample.masks if row.task == "avss" else None))
-        if not self.rows:
+            rows[row.task].append(row)
+        wanted = [row for task in tasks for row in rows[task][:limit]]
+        self.add(features.cache.prepare(wanted, problems))
+        if not self.samples:
             raise DataError(root, f"{split}.json", f"no usable sample of {', '.join(tasks)}")
-        self.by_task = {task: [i for i, row in enumerate(self.rows) if row.task == task] for task in tasks}
 
-    def __call__(self, rng, count: int) -> list[Sequence]:
-        """draw(rng, count): every task equally often, every row of a task, too."""
-        names = [task for task, rows in self.by_task.items() if rows]
-        return [self.item(self.rows[self.by_task[t][int(rng.integers(len(self.by_task[t])))]])
-                for t in rng.choice(names, count)]
+    def __call__(self, rng: Generator, count: int) -> list[Sequence]:
+        """Draws with replacement: every task equally often, and every sample of a task."""
+        names = [task for task, places in self.by_task.items() if places]
+        sequences = []
+        for task in rng.choice(names, count):
+            places = self.by_task[task]
+            place = places[int(rng.integers(len(places)))]
+            sequences.append(self.sequence(self.samples[place]))
+        return sequences
+
+
+def left_out(head: str, problems: list[DataError]) -> str:
+    """A line and, below it, the first LISTED different reasons of bad samples."""
+    lines = list(dict.fromkeys(map(str, problems)))
+    more = [f"and {len(lines) - LISTED} more"] if len(lines) > LISTED else []
+    return "\n  ".join([head, *lines[:LISTED], *more])

@@ -1,10 +1,14 @@
-"""Which kernel runs: CRAB_KERNEL or an explicit name, and what `auto` takes for a tensor's device, dtype and shape.
+"""Which kernel runs for a tensor, and who may choose it.
 
-Decided once for each of these, and said once on stderr.
+The argument `kernel` decides. Without it the environment variable CRAB_KERNEL decides. Without both
+it is `auto`.
 
-`auto` never compiles anything: it takes a compiled kernel that is there already (`python -m crab_mini.fused_lora
-build`), else torch. Asking for `cpp` or `cuda` builds it on first use; where that fails or does not fit the tensor,
-torch runs instead, and one line on stderr says why.
+- `auto` takes the compiled kernel of the tensor's device if it is built and fits, else torch. It
+  never compiles.
+- `cpp` and `cuda` are compiled on first use.
+- torch runs where a kernel cannot be compiled or does not fit the tensor.
+
+The choice is made once per device, dtype and shape. One line on stderr says what runs and why.
 """
 
 import os
@@ -12,40 +16,52 @@ import sys
 
 import torch
 
-from crab_mini.fused_lora import build, torch_path
+from . import build, torch_path
 
 KERNELS = ("auto", "torch", "cpp", "cuda")
-MOST_COLUMNS = 64               # heads · rank and heads + rank that the CUDA kernels hold in registers, as kernels.cuh
-_DTYPES = {"cpp": (torch.float32, torch.bfloat16, torch.float64), "cuda": (torch.float32, torch.bfloat16)}
-_decided = {}                   # what was asked for, device, dtype, heads and rank -> the module that runs
-_said = set()
+MOST_COLUMNS = 64       # of E · r and E + r: what CUDA registers hold, see kernels.cuh
+_DTYPES = {"cpp": (torch.float32, torch.bfloat16, torch.float64),
+           "cuda": (torch.float32, torch.bfloat16)}
+_decided = {}           # (name, device, dtype, heads, rank) -> the module that runs
+_said = set()           # the lines that were printed
 
 
 def pick(kernel, x, B):
-    """What runs `forward` and `backward` for rows x (N, in) and heads B (E, R, out): a module with these two.
+    """The module whose `forward` and `backward` run for rows x (N, in) and heads B (E, r, out).
 
-    kernel: one of KERNELS, or "" for CRAB_KERNEL (default auto). Raises ValueError for another name.
+    kernel: one of KERNELS, or "": then CRAB_KERNEL decides. Raises ValueError for another name.
     """
     asked = kernel or os.environ.get("CRAB_KERNEL") or "auto"
     if x.shape[0] == 0:
         return torch_path
     key = (asked, x.device, x.dtype, B.shape[0], B.shape[1])
     if key not in _decided:
+        _check(asked, "kernel" if kernel else "CRAB_KERNEL")
         _decided[key] = _decide(asked, x, B)
     return _decided[key]
 
 
+def _check(name, source):
+    """Raises ValueError, in one line, unless `name` is one of KERNELS."""
+    if name not in KERNELS:
+        raise ValueError(f"{source}: expected one of {', '.join(KERNELS)}, found {name!r}")
+
+
 def _decide(asked, x, B):
-    """`pick` without its memory; says what runs, and why."""
-    if asked not in KERNELS:
-        raise ValueError(f"CRAB_KERNEL: expected one of {', '.join(KERNELS)}, found {asked!r}")
+    """The choice itself. Prints one line that says what runs, and why."""
     if asked == "torch":
         return torch_path
+
+    # auto means the kernel of the tensor's device, if there is one.
     name = asked if asked != "auto" else x.device.type.replace("cpu", "cpp")
-    reason = refusal(name, x, B)
-    compiled, missing = build.load(name, compile_it=asked != "auto") if reason is None else (None, reason)
-    why = "as asked" if asked != "auto" else "the fastest that is built and fits"
-    line = f"fused_lora: {name if compiled else 'torch'} for {x.dtype} on {x.device.type}: {why if compiled else missing}"
+    missing = refusal(name, x, B)
+    compiled = None
+    if missing is None:
+        compiled, missing = build.load(name, compile_it=asked != "auto")
+
+    # The same line is printed once, however many shapes lead to it.
+    reason = missing or ("as asked" if asked != "auto" else "the fastest that is built and fits")
+    line = f"fused_lora: {name if compiled else 'torch'} for {x.dtype} on {x.device.type}: {reason}"
     if line not in _said:
         _said.add(line)
         print(line, file=sys.stderr)
@@ -53,7 +69,7 @@ def _decide(asked, x, B):
 
 
 def refusal(name, x, B):
-    """Why the compiled kernel `name` cannot serve x (N, in) and B (E, R, out), in a few words; None when it can."""
+    """Why the kernel `name` cannot serve x (N, in) and B (E, r, out). None if it can."""
     device = {"cpp": "cpu", "cuda": "cuda"}.get(name)
     if device is None:
         return f"there is no kernel for {name}"
@@ -64,5 +80,6 @@ def refusal(name, x, B):
     heads, rank = B.shape[:2]
     columns = max(heads * rank, heads + rank)
     if name == "cuda" and columns > MOST_COLUMNS:
-        return f"{heads} heads of rank {rank} need {columns} sums a row, and {MOST_COLUMNS} fit in registers"
+        return (f"{heads} heads of rank {rank} need {columns} sums a row, and {MOST_COLUMNS} fit "
+                "in registers")
     return None

@@ -1,23 +1,23 @@
-// A ladder for teaching: z = A x in four steps from the first kernel one would write to the shape of `warp_dots` in
-// kernels.cuh. Every step is held against float64 in tests/test_cuda_on_cpu.py, which also counts, in the emulation,
-// what a step buys (64 rows, 256 -> rank 11, float32; lines are 128-byte lines of memory that a warp asks for):
+// For teaching: z = A x in four steps, from the simplest kernel to the shape of `warp_dots` in kernels.cuh.
+// tests/test_cuda_on_cpu.py compares every step with float64. It also counts, in the emulation, what each step saves:
+// 64 rows, 256 columns, rank 11, float32. A line is a 128-byte line of memory that a warp asks for.
 //
 //   step                              lines asked for    shuffles of a warp    what changed
-//   1 one_thread_one_sum                       185856                     0
-//   2 one_warp_one_sum                          11264                  3520    lanes read side by side
-//   3 one_warp_one_row                           6144                  3520    x is read once, not once a sum
-//   4 one_warp_four_rows                         1920                   992    A is read once per four rows, and the
+//   1 one_thread_one_sum                       185856                     0    the simplest kernel
+//   2 one_warp_one_sum                          11264                  3520    neighbouring lanes read neighbours
+//   3 one_warp_one_row                           6144                  3520    x is read once, not once per sum
+//   4 one_warp_four_rows                         1920                   992    A is read once per four rows; the
 //                                                                              sums share their shuffles
 //
-// Shipped on top of that: 16-byte loads, bfloat16, softmax in the same kernel. Counts are not times: no GPU has been
-// measured. The pointers are template parameters so that the test can count through them.
+// The kernel that runs has more: 16-byte loads, bfloat16, and the softmax in the same kernel. These are counts and not
+// times. No GPU has been measured. The pointers are template parameters, so that the test can count their reads.
 #pragma once
 #include "kernels.cuh"
 
 namespace crab::ladder {
 
-// Step 1. A thread computes one sum alone. Neighbouring threads work on neighbouring rows of x, whose entries lie a
-// whole row apart, so each load of a warp asks for 32 lines and uses 4 bytes of each.
+// Step 1. Each thread computes one sum. Neighbouring threads read neighbouring rows of x, and their entries lie a whole
+// row apart in memory. So each load of a warp asks for 32 lines and uses 4 bytes of each.
 template <typename Pointer>
 __global__ void one_thread_one_sum(Pointer x, Pointer A, float* z, int rows, int width, int rank) {
   const int n = blockIdx.x * blockDim.x + threadIdx.x, k = blockIdx.y;
@@ -27,13 +27,14 @@ __global__ void one_thread_one_sum(Pointer x, Pointer A, float* z, int rows, int
   z[size_t(k) * rows + n] = sum;
 }
 
-// The plain sum over a warp: five exchanges for one value, after which every lane knows it.
+// The usual sum over a warp: five exchanges for one value. Every lane then holds the sum.
 __device__ inline float warp_sum(float value) {
   for (int step = WARP / 2; step > 0; step /= 2) value += __shfl_xor_sync(ALL, value, step);
   return value;
 }
 
-// Step 2. A warp shares one sum: its lanes read 32 neighbours, one line. But each row of x is read once per sum.
+// Step 2. A warp computes one sum. Its lanes read 32 neighbouring entries, which is one line. Each row of x is still
+// read once per sum.
 template <typename Pointer>
 __global__ void one_warp_one_sum(Pointer x, Pointer A, float* z, int rows, int width, int rank) {
   const int lane = threadIdx.x % WARP, n = (blockIdx.x * blockDim.x + threadIdx.x) / WARP, k = blockIdx.y;
@@ -44,8 +45,8 @@ __global__ void one_warp_one_sum(Pointer x, Pointer A, float* z, int rows, int w
   if (lane == 0) z[size_t(k) * rows + n] = sum;
 }
 
-// Step 3. A warp computes all sums of a row: x stays in a register while A passes by. KT >= rank is known when
-// compiling, or the sums could not stay in registers.
+// Step 3. A warp computes all sums of one row. It holds an entry of x in a register and multiplies it with every row of
+// A. KT >= rank is known at compile time; otherwise the compiler could not keep the sums in registers.
 template <int KT, typename Pointer>
 __global__ void one_warp_one_row(Pointer x, Pointer A, float* z, int rows, int width, int rank) {
   const int lane = threadIdx.x % WARP, n = (blockIdx.x * blockDim.x + threadIdx.x) / WARP;
@@ -65,31 +66,33 @@ __global__ void one_warp_one_row(Pointer x, Pointer A, float* z, int rows, int w
   }
 }
 
-// Step 4. A warp computes four rows: what it reads of A serves all of them. 64 sums then wait to be added up over the
-// lanes, and transposing_sum does that in 62 exchanges where warp_sum takes 320.
+// Step 4. A warp computes four rows, so each entry of A serves four rows. Then there are 64 sums to add up over the
+// lanes. transposing_sum needs 62 exchanges for them, warp_sum would need 320.
 template <int KT, typename Pointer>
 __global__ void one_warp_four_rows(Pointer x, Pointer A, float* z, int rows, int width, int rank) {
   constexpr int ROWS = ROWS_OF_WARP<KT>, EACH = ROWS * KT / WARP;
   const int lane = threadIdx.x % WARP, first = (blockIdx.x * blockDim.x + threadIdx.x) / WARP * ROWS;
   if (first >= rows) return;
+  // One pass over the columns: four entries of x, then every row of A.
   float sum[ROWS * KT] = {};
   for (int d = lane; d < width; d += WARP) {
     float entries[ROWS];
 #pragma unroll
-    for (int r = 0; r < ROWS; ++r) entries[r] = x[size_t(min(first + r, rows - 1)) * width + d];
+    for (int row = 0; row < ROWS; ++row) entries[row] = x[size_t(min(first + row, rows - 1)) * width + d];
 #pragma unroll
     for (int k = 0; k < KT; ++k) {
       if (k >= rank) break;
       const float weight = A[size_t(k) * width + d];
 #pragma unroll
-      for (int r = 0; r < ROWS; ++r) sum[r * KT + k] += entries[r] * weight;
+      for (int row = 0; row < ROWS; ++row) sum[row * KT + k] += entries[row] * weight;
     }
   }
+  // Each lane receives EACH totals and writes them.
   transposing_sum(sum, lane);
 #pragma unroll
   for (int i = 0; i < EACH; ++i) {
-    const int r = (lane * EACH + i) / KT, k = (lane * EACH + i) % KT;
-    if (k < rank && first + r < rows) z[size_t(k) * rows + first + r] = sum[i];
+    const int row = (lane * EACH + i) / KT, k = (lane * EACH + i) % KT;
+    if (k < rank && first + row < rows) z[size_t(k) * rows + first + row] = sum[i];
   }
 }
 

@@ -1,20 +1,28 @@
-"""How sure a score is: percentile intervals of a statistic over resampled rows."""
+"""How certain a score is: percentile intervals of a statistic over resampled rows (the bootstrap).
+"""
 
 from collections.abc import Callable
 
 import numpy as np
 
 
-def bootstrap_interval(values, statistic: Callable[[np.ndarray], float] = np.mean, level: float = 0.95,
-                       draws: int = 1000, seed: int = 0) -> tuple[float, float]:
-    """Percentile interval of `statistic` over rows drawn with replacement: values (N,...) -> (low, high).
+def bootstrap_interval(values, statistic: Callable[[np.ndarray], float] = np.mean,
+                       level: float = 0.95, draws: int = 1000,
+                       seed: int = 0) -> tuple[float, float]:
+    """(low, high): the interval that holds the share `level` of the statistic's values over
+    resampled rows.
 
-    The statistic may be `class_mean` or `max_f` on (N,C) tables. The same seed gives the same interval.
+    values: (N,...), one row an item; each of the `draws` samples takes N rows with replacement. The
+    statistic may be `class_mean` or `max_f` of a table (N,C). The same seed gives the same
+    interval. Raises ValueError if N is 0.
     """
     values = np.asarray(values)
     if not len(values):
         raise ValueError("bootstrap_interval: expected at least one value, found none")
     rng = np.random.default_rng(seed)
-    found = [statistic(values[rng.integers(0, len(values), len(values))]) for _ in range(draws)]
-    low, high = np.nanquantile(found, [(1 - level) / 2, (1 + level) / 2])
+    statistics = []
+    for _ in range(draws):
+        rows = rng.integers(0, len(values), len(values))
+        statistics.append(statistic(values[rows]))
+    low, high = np.nanquantile(statistics, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)

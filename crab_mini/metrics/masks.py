@@ -1,10 +1,11 @@
 """Scores of the segmentation tasks: mask IoU, F-measure, the null score S, IoU and F over classes.
 
-Functions named after an item return one number for each, so that a mean and its interval can be taken (see
-`metrics.bootstrap_interval`); NaN marks an item for which the score has no meaning, and the means leave it out.
-Where official Crab's script computes something else, its number is under a name that begins with `official_`, and its
-docstring tells the difference. Masks are numpy arrays or torch tensors; *above zero* is foreground, for logits
-(sigmoid > 0.5) and for masks of 0 and 1 alike.
+A function of items returns one number for each item, so that a mean and its interval can be taken
+(see `bootstrap_interval`). NaN marks an item for which the score is not defined; the means leave it
+out. Masks are numpy arrays or torch tensors. A value above zero is foreground, in logits (sigmoid >
+0.5) and in masks of 0 and 1 alike. Where official Crab's scripts compute something else, that
+number is in official.py.
+
     metrics.mask_iou(logits, target).mean()
 """
 
@@ -12,12 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-BETA2 = 0.3                      # of the F-measure: precision counts more than recall (Achanta et al. 2009)
+BETA2 = 0.3  # of the F-measure: precision counts more than recall (Achanta et al. 2009)
 THRESHOLDS = 255
 
 
-def _pair(pred, target) -> tuple[Tensor, Tensor]:
-    """Both as tensors (N,H,W); ValueError when their shapes differ."""
+def mask_pair(pred, target) -> tuple[Tensor, Tensor]:
+    """Prediction and target as tensors (N,H,W) on the CPU. Raises ValueError if their shapes
+    differ.
+    """
     pred, target = torch.as_tensor(pred).detach().cpu(), torch.as_tensor(target).detach().cpu()
     if pred.shape != target.shape or pred.ndim != 3:
         raise ValueError(f"masks: expected two of one shape (N,H,W), found {tuple(pred.shape)} and "
@@ -25,135 +28,138 @@ def _pair(pred, target) -> tuple[Tensor, Tensor]:
     return pred, target
 
 
-def _f(precision, recall):
-    """(1 + beta2) P R / (beta2 P + R); 0 where both are 0."""
-    return (1 + BETA2) * precision * recall / (BETA2 * precision + recall + (precision + recall == 0))
+def f_score(precision, recall):
+    """(1 + beta²) P R / (beta² P + R), elementwise; 0 where both are 0."""
+    both_zero = precision + recall == 0
+    return (1 + BETA2) * precision * recall / (BETA2 * precision + recall + both_zero)
 
 
 def mask_iou(pred, target) -> np.ndarray:
-    """Intersection over union of each item: (N,H,W), (N,H,W) -> (N,). Nothing predicted where nothing is: 1."""
-    p, t = (x.flatten(1) > 0 for x in _pair(pred, target))
-    union = (p | t).sum(1)
-    return ((p & t).sum(1) / union.clamp(min=1) + (union == 0)).double().numpy()
-
-
-def official_mask_iou(pred, target) -> float:
-    """Official Crab's mask_iou, a mean over items (avss_utils.py:34). Oddity: an item with an EMPTY target scores the
-    share of pixels left empty, so that half a frame of false alarms still scores 0.5; `mask_iou` scores it 0."""
-    p, t = (x.flatten(1) > 0 for x in _pair(pred, target))
-    empty = ~t.any(1)
-    return float(np.where(empty, (~p).double().mean(1), mask_iou(pred, target)).mean())
+    """Intersection over union of each item: (N,H,W), (N,H,W) -> (N,). It is 1 if both masks are
+    empty.
+    """
+    predicted, true = (mask.flatten(1) > 0 for mask in mask_pair(pred, target))            # (N,H*W)
+    intersection, union = (predicted & true).sum(1), (predicted | true).sum(1)
+    return (intersection / union.clamp(min=1) + (union == 0)).double().numpy()
 
 
 def precision_recall(logits, target) -> tuple[np.ndarray, np.ndarray]:
-    """Precision and recall of each item at 255 thresholds of the sigmoid, from 0 to 1: (N,H,W) twice -> (N,255) twice.
+    """Precision and recall of each item at 255 thresholds from 0 to 1: (N,H,W), (N,H,W) -> (N,255),
+    (N,255).
 
-    Foreground is sigmoid >= threshold, as in the saliency literature. An empty target has recall 0.
+    Foreground is sigmoid >= threshold, as in the literature on saliency. With an empty target
+    recall is 0.
     """
-    logits, target = _pair(logits, target)
-    thresholds = torch.linspace(0, 1 - 1e-10, THRESHOLDS)           # in fp32 the last is 1: only a sigmoid of 1 passes
-    passed = torch.searchsorted(thresholds, logits.float().sigmoid().flatten(1), right=True)    # thresholds passed
-    t = target.flatten(1) > 0
-    precision, recall = np.zeros((2, len(t), THRESHOLDS))
-    for i in range(len(t)):
-        found, hits = (torch.bincount(x, minlength=THRESHOLDS + 1).flip(0).cumsum(0).flip(0)[1:]
-                       for x in (passed[i], passed[i][t[i]]))
-        precision[i], recall[i] = hits / found.clamp(min=1), hits / t[i].sum().clamp(min=1)
+    logits, target = mask_pair(logits, target)
+    # In fp32 the last threshold is exactly 1: only a sigmoid of 1 reaches it.
+    thresholds = torch.linspace(0, 1 - 1e-10, THRESHOLDS)
+    # For each pixel, how many of the thresholds it reaches: 0 to 255.
+    reached = torch.searchsorted(thresholds, logits.float().sigmoid().flatten(1), right=True)
+    true = target.flatten(1) > 0
+    precision, recall = np.zeros((2, len(true), THRESHOLDS))
+    for i in range(len(true)):
+        predicted = pixels_above(reached[i])
+        hits = pixels_above(reached[i][true[i]])
+        precision[i] = hits / predicted.clamp(min=1)
+        recall[i] = hits / true[i].sum().clamp(min=1)
     return precision, recall
 
 
+def pixels_above(reached: Tensor) -> Tensor:
+    """How many pixels reach each threshold: (255,). reached: the number of thresholds that each
+    pixel reaches.
+    """
+    counts = torch.bincount(reached, minlength=THRESHOLDS + 1)
+    # A pixel that reaches k thresholds reaches the first k: the sum from the right.
+    return counts.flip(0).cumsum(0).flip(0)[1:]
+
+
 def f_curve(logits, target) -> np.ndarray:
-    """F (beta2 = 0.3) of each item at 255 thresholds: (N,255); a row of NaN where the target is empty."""
-    curve = _f(*precision_recall(logits, target))
-    curve[~_pair(logits, target)[1].flatten(1).gt(0).any(1).numpy()] = np.nan
+    """F of each item at 255 thresholds: (N,H,W), (N,H,W) -> (N,255); a row of NaN where the target
+    is empty.
+    """
+    curve = f_score(*precision_recall(logits, target))
+    true = mask_pair(logits, target)[1].flatten(1) > 0
+    curve[~true.any(1).numpy()] = np.nan
     return curve
 
 
 def max_f(curves: np.ndarray) -> float:
-    """The best value of the mean curve, that is with one threshold for all items; NaN if no target has foreground."""
+    """The largest value of the mean curve: one threshold for all items. (N,255) -> one number.
+
+    NaN if all targets are empty.
+    """
     curves = curves[~np.isnan(curves[:, 0])]
     return float(curves.mean(0).max()) if len(curves) else float("nan")
 
 
 def f_measure(logits, target) -> float:
-    """F of a set: `max_f` of its items' curves (AVSBench's definition, the set taken as one batch)."""
+    """F of a set of items: `max_f` of their curves. AVSBench's definition, with the whole set as
+    one batch.
+    """
     return max_f(f_curve(logits, target))
 
 
 def f_measure_at_half(pred, target) -> np.ndarray:
-    """F of each item at the threshold that `mask_iou` uses: (N,H,W) twice -> (N,); NaN where the target is empty."""
-    p, t = (x.flatten(1) > 0 for x in _pair(pred, target))
-    hits = (p & t).sum(1).double()
-    f = _f(hits / p.sum(1).clamp(min=1), hits / t.sum(1).clamp(min=1))
-    return torch.where(t.any(1), f, float("nan")).numpy()
-
-
-def official_f_measure(logits, target) -> float:
-    """The F that official Crab's scripts report (avss_utils.py:86 called frame by frame). Two oddities: each frame
-    takes its own best threshold, and a frame with an empty target counts as 0; `f_measure` has one threshold for all
-    and leaves those frames out."""
-    return float(np.nan_to_num(f_curve(logits, target)).max(1).mean())
+    """F of each item at the threshold of `mask_iou`: (N,H,W), (N,H,W) -> (N,); NaN where the target
+    is empty.
+    """
+    predicted, true = (mask.flatten(1) > 0 for mask in mask_pair(pred, target))            # (N,H*W)
+    hits = (predicted & true).sum(1).double()
+    precision, recall = hits / predicted.sum(1).clamp(min=1), hits / true.sum(1).clamp(min=1)
+    return torch.where(true.any(1), f_score(precision, recall), float("nan")).numpy()
 
 
 def null_score(pred) -> np.ndarray:
-    """Ref-AVS' S where the expression names nothing: square root of the predicted share of the frame, lower is better.
+    """Ref-AVS' S where the expression names nothing: the root of the predicted share of the frame.
+    Lower is better.
 
-    (N,H,W) -> (N,)."""
+    (N,H,W) -> (N,).
+    """
     return (torch.as_tensor(pred).detach().cpu().flatten(1) > 0).double().mean(1).sqrt().numpy()
 
 
-def official_null_score(pred) -> float:
-    """Official Crab's metric_s_for_null of a batch. Oddity: the root of the pooled share, not the mean of roots."""
-    return float((torch.as_tensor(pred) > 0).double().mean().sqrt())
-
-
 def class_iou_f(pred, target, classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """IoU and F of every class in every frame, NaN where a class is in neither map: two (N,C).
+    """IoU and F of each class in each frame: two (N,C). NaN where a class is in neither map.
 
-    pred: labels (N,H,W), or class logits (N,C,H,W) whose argmax is taken; target: labels (N,H,W); 0 is background.
-    ValueError for a label outside 0 .. classes-1.
+    pred: labels (N,H,W), or class logits (N,C,H,W), of which the largest counts. target: labels
+    (N,H,W). Label 0 is the background. Raises ValueError for a label outside 0 to classes - 1.
     """
     pred = torch.as_tensor(pred)
-    pred, target = _pair(pred.argmax(1) if pred.ndim == 4 else pred, target)
+    pred, target = mask_pair(pred.argmax(1) if pred.ndim == 4 else pred, target)
     for name, labels in (("pred", pred), ("target", target)):
         if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
-            raise ValueError(f"{name}: expected labels from 0 to {classes - 1}, found {int(labels.min())} to "
-                             f"{int(labels.max())}")
-    cells = (target.long() * classes + pred.long()).flatten(1)
-    table = np.stack([torch.bincount(c, minlength=classes ** 2).reshape(classes, classes).numpy() for c in cells])
-    hits = table.diagonal(axis1=1, axis2=2).astype(float)                        # (N,C)
-    found, there = table.sum(1), table.sum(2)                                    # (N,C): pixels predicted, annotated
-    union = found + there - hits
-    f = _f(hits / np.maximum(found, 1), hits / np.maximum(there, 1))
-    return np.where(union, hits / np.maximum(union, 1), np.nan), np.where(union, f, np.nan)
+            raise ValueError(f"{name}: expected labels from 0 to {classes - 1}, "
+                             f"found {int(labels.min())} to {int(labels.max())}")
+    # The confusion matrix of each frame: rows are the true classes, columns the predicted ones.
+    pairs = (target.long() * classes + pred.long()).flatten(1)                             # (N,H*W)
+    counts = [torch.bincount(frame, minlength=classes ** 2).numpy() for frame in pairs]
+    confusion = np.stack([count.reshape(classes, classes) for count in counts])            # (N,C,C)
+    hits = confusion.diagonal(axis1=1, axis2=2).astype(float)                              # (N,C)
+    predicted, true = confusion.sum(1), confusion.sum(2)  # (N,C) pixels
+    union = predicted + true - hits
+    iou = hits / np.maximum(union, 1)
+    f = f_score(hits / np.maximum(predicted, 1), hits / np.maximum(true, 1))
+    return np.where(union, iou, np.nan), np.where(union, f, np.nan)
+
+
+def means_of_classes(per_frame: np.ndarray) -> np.ndarray:
+    """The mean over frames of each class that occurs in one: (N,C) -> (C',), without the classes
+    that never occur.
+    """
+    occurs = ~np.isnan(per_frame).all(0)
+    return np.nanmean(per_frame[:, occurs], 0)
 
 
 def class_mean(per_frame: np.ndarray, background: bool = True) -> float:
-    """AVSS' mIoU (or F): mean over frames for each class, then over the classes that were seen. (N,C) -> float.
+    """AVSS' mIoU (or F): the mean over frames of each class, then the mean over the classes that
+    occur.
 
-    background=False leaves out class 0."""
-    return float(np.mean(_seen(per_frame[:, 0 if background else 1:])))
-
-
-def official_class_mean(per_frame: np.ndarray, background: bool = True) -> float:
-    """The mean that official Crab's inference_avss prints (inference_hyper_lora.py:1230). Oddities: classes that never
-    occur count as 0, and `noBg` drops the LAST class although background is the first."""
-    classes = per_frame.shape[1] if background else per_frame.shape[1] - 1
-    return float(np.sum(_seen(per_frame[:, :classes])) / classes)
-
-
-def _seen(per_frame: np.ndarray) -> np.ndarray:
-    """Mean over frames of each class that occurs in one."""
-    return np.nanmean(per_frame[:, ~np.isnan(per_frame).all(0)], 0)
+    (N,C) -> one number. background=False leaves out class 0.
+    """
+    return float(np.mean(means_of_classes(per_frame[:, 0 if background else 1:])))
 
 
 def frame_mean(iou: np.ndarray) -> np.ndarray:
-    """mIoU of each frame over the classes in its prediction or annotation: (N,C) -> (N,)."""
+    """mIoU of each frame over the classes in its prediction or its annotation: (N,C) -> (N,)."""
     return np.nanmean(iou, 1)
-
-
-def official_frame_mean(iou: np.ndarray) -> np.ndarray:
-    """Official Crab's vid_miou_list (avss_utils.py:417). Oddity: a class with IoU 0, wholly missed or invented, is left
-    out of the mean, which flatters; NaN if all are 0."""
-    counted = (iou > 0).sum(1)
-    return np.nansum(iou, 1) / np.where(counted, counted, np.nan)

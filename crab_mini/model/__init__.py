@@ -1,1 +1,4 @@
-"""The model of the paper's figure 3: encoders, Q-Formers, LLM with LoRA, mask decoders. crab.py puts them together."""
+"""Crab: two encoders, two Q-Formers, an LLM with interaction-aware LoRA, mask decoders.
+
+Begin with crab.py. Each part has a file of its own and can be read alone.
+"""

@@ -1,16 +1,19 @@
 """Segment Anything's mask decoder, prompted by the LLM's <mask_i> states; the mask losses.
 
-A mask is the dot product of one token's vector with every place of an upscaled image map. The tokens (one for the
-predicted IoU, four for masks, the prompts) and the image talk in a *two-way* transformer: tokens look at the image and
-the image looks back at the tokens (Kirillov et al. 2023, appendix A; Crab paper, section 3.1).
-
-What is unusual: the initial tokens are their own position code, added to queries and keys of every layer and never to
-values; the first layer's self-attention has neither code nor residual. Parameters carry SAM's names; SAM's own
-prompts (points, boxes, masks) are in prompt_encoder.py.
+A mask is the dot product of one token's vector with every place of an upscaled image map. The
+tokens (one for the predicted IoU, four for masks, the prompts) and the image exchange what they
+know in a *two-way* transformer: tokens attend to the image, and the image attends to the tokens
+(Kirillov et al. 2023, appendix A; Crab paper, section 3.1).
     head = SegmentationHead(MaskConfig(), vision_width=128)
     logits = head([early, late], prompts, (64, 64))
-Departs from official Crab: SAM's own decoder, one per scale, instead of the variant whose extra query layers have no
-effect; the random position matrix is a saved buffer (there it is drawn anew at every load); no hard-coded loss weights.
+
+Unusual: the initial tokens are their own position code, which is added to queries and keys of every
+layer and never to values; the self-attention of the first layer has neither code nor residual.
+Parameters carry SAM's names; SAM's own prompts (points, boxes, masks) are in
+pretrained/sam_prompts.py. In this file N are prompts, C is the width of tokens and image map.
+Departs from official Crab: SAM's own decoder, one per scale, instead of the variant whose extra
+query layers have no effect; the random position matrix is a saved buffer (there it is drawn anew at
+every load); no hard-coded loss weights.
 """
 
 import math
@@ -20,7 +23,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..config import MaskConfig
+from ..config import MASK_SCALES, MASK_TOKENS, MaskConfig
 
 
 class LayerNorm2d(nn.LayerNorm):
@@ -30,6 +33,7 @@ class LayerNorm2d(nn.LayerNorm):
         super().__init__(channels, eps=1e-6)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(N,C,h,w) -> (N,C,h,w)."""
         return super().forward(x.float().movedim(1, -1)).movedim(-1, 1)
 
 
@@ -42,32 +46,36 @@ class MLP(nn.Module):
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths, widths[1:]))
 
     def forward(self, x: Tensor) -> Tensor:
+        """(...,inside) -> (...,out)."""
         for layer in self.layers[:-1]:
             x = F.relu(layer(x))
         return self.layers[-1](x)
 
 
 class Attention(nn.Module):
-    """Multi-head attention inside a width divided by `downsample`; scores are scaled by the reduced head's size.
+    """Multi-head attention inside a width divided by `downsample`.
 
-    Written out, as in SAM: with so few tokens it is twice as fast in bfloat16 on a CPU as PyTorch's fused attention.
+    Scores are divided by the root of d, the width of a head so reduced. Written out, as in SAM:
+    with so few tokens it is twice as fast in bfloat16 on a CPU as torch's fused attention.
     """
 
     def __init__(self, width: int, heads: int, downsample: int = 1):
         super().__init__()
         inner = width // downsample
         if heads < 1 or inner % heads:
-            raise ValueError(f"MaskDecoder: attention width {inner} cannot be divided into {heads} heads")
+            raise ValueError(f"MaskDecoder: attention width {inner} cannot be divided into "
+                             f"{heads} heads")
         self.heads = heads
         self.q_proj, self.k_proj, self.v_proj = (nn.Linear(width, inner) for _ in range(3))
         self.out_proj = nn.Linear(inner, width)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """q (N,Lq,C), k and v (N,Lk,C) -> (N,Lq,C)."""
-        q, k, v = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2)                  # (N,H,.,C/(downsample*H))
-                   for x in (self.q_proj(q), self.k_proj(k), self.v_proj(v)))
-        weights = ((q @ k.transpose(-1, -2)).float() / math.sqrt(q.shape[-1])).softmax(-1)     # (N,H,Lq,Lk)
-        return self.out_proj((weights.to(v.dtype) @ v).transpose(1, 2).flatten(2))             # (N,Lq,C)
+        """q (N,L,C), k and v (N,L_kv,C) -> (N,L,C)."""
+        q, k, v = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+                   for x in (self.q_proj(q), self.k_proj(k), self.v_proj(v)))         # (N,n,.,d)
+        scores = (q @ k.transpose(-1, -2)).float() / math.sqrt(q.shape[-1])           # (N,n,L,L_kv)
+        y = scores.softmax(-1).to(v.dtype) @ v                                        # (N,n,L,d)
+        return self.out_proj(y.transpose(1, 2).flatten(2))                            # (N,L,C)
 
 
 class TokenMLP(nn.Module):
@@ -78,11 +86,12 @@ class TokenMLP(nn.Module):
         self.lin1, self.lin2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(N,L,C) -> (N,L,C)."""
         return self.lin2(F.relu(self.lin1(x)))
 
 
 class TwoWayLayer(nn.Module):
-    """Tokens attend to each other, to the image, pass an MLP; then the image attends to the tokens. Post-norm."""
+    """Post-norm: tokens attend to tokens and image; MLP; the image attends to the tokens."""
 
     def __init__(self, width: int, heads: int, hidden: int, downsample: int, first: bool):
         super().__init__()
@@ -93,17 +102,24 @@ class TwoWayLayer(nn.Module):
         self.mlp = TokenMLP(width, hidden)
         self.norm1, self.norm2, self.norm3, self.norm4 = (nn.LayerNorm(width) for _ in range(4))
 
-    def forward(self, tokens: Tensor, image: Tensor, token_code: Tensor, image_code: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, tokens: Tensor, image: Tensor, token_code: Tensor,
+                image_code: Tensor) -> tuple[Tensor, Tensor]:
         """tokens (N,L,C), image (N,P,C) and their position codes -> both, changed."""
-        if self.first:                                    # the tokens still *are* their code
+        # Before the first layer the tokens *are* their code, which need not be added.
+        if self.first:
             tokens = self.norm1(self.self_attn(tokens, tokens, tokens))
         else:
             q = tokens + token_code
             tokens = self.norm1(tokens + self.self_attn(q, q, tokens))
+
         keys = image + image_code
-        tokens = self.norm2(tokens + self.cross_attn_token_to_image(tokens + token_code, keys, image))
+        read = self.cross_attn_token_to_image(tokens + token_code, keys, image)
+        tokens = self.norm2(tokens + read)
         tokens = self.norm3(tokens + self.mlp(tokens))
-        return tokens, self.norm4(image + self.cross_attn_image_to_token(keys, tokens + token_code, tokens))
+
+        # The other way: each place of the image learns what is asked for, and how much it is that.
+        asked = self.cross_attn_image_to_token(keys, tokens + token_code, tokens)
+        return tokens, self.norm4(image + asked)
 
 
 class TwoWayTransformer(nn.Module):
@@ -111,12 +127,15 @@ class TwoWayTransformer(nn.Module):
 
     def __init__(self, width: int, layers: int, heads: int, hidden: int, downsample: int):
         super().__init__()
-        self.layers = nn.ModuleList(TwoWayLayer(width, heads, hidden, downsample, i == 0) for i in range(layers))
+        self.layers = nn.ModuleList(TwoWayLayer(width, heads, hidden, downsample, first=i == 0)
+                                    for i in range(layers))
         self.final_attn_token_to_image = Attention(width, heads, downsample)
         self.norm_final_attn = nn.LayerNorm(width)
 
-    def forward(self, image: Tensor, image_code: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, image: Tensor, image_code: Tensor,
+                tokens: Tensor) -> tuple[Tensor, Tensor]:
         """image (N,P,C), its code (1,P,C), tokens (N,L,C) -> tokens (N,L,C), image (N,P,C)."""
+        # The prompts as they came in are the tokens' position code in every layer.
         code = tokens
         for layer in self.layers:
             tokens, image = layer(tokens, image, code, image_code)
@@ -125,140 +144,155 @@ class TwoWayTransformer(nn.Module):
 
 
 class PositionCode(nn.Module):
-    """Random Fourier features of a place: sines and cosines of 2 pi (x,y) G, with G drawn once and saved."""
+    """Random Fourier features of a place: sines and cosines of 2 pi (x,y) M.
+
+    The matrix M is drawn once and saved with the weights.
+    """
 
     def __init__(self, width: int):
         super().__init__()
-        self.register_buffer("positional_encoding_gaussian_matrix", torch.randn(2, width // 2))
+        matrix = torch.randn(2, width // 2)
+        self.register_buffer("positional_encoding_gaussian_matrix", matrix)
 
     def forward(self, xy: Tensor) -> Tensor:
-        """xy (...,2) in [0,1], x first -> (...,C). In fp32, so no matrix product, which autocast would shorten: a phase
-        has no digits to spare."""
-        across, down = self.positional_encoding_gaussian_matrix.float()                        # (C/2,) each
+        """xy (...,2) in [0,1], x first -> (...,C)."""
+        # In fp32, because a phase needs all its digits. So it is no matrix product: autocast would
+        # take one in bfloat16.
+        across, down = self.positional_encoding_gaussian_matrix.float()               # (C/2,) each
         x, y = (2 * xy.float() - 1).split(1, -1)
-        phase = 2 * math.pi * (x * across + y * down)                                          # (...,C/2)
+        phase = 2 * math.pi * (x * across + y * down)                                 # (...,C/2)
         return torch.cat([phase.sin(), phase.cos()], -1)
 
     def grid(self, h: int, w: int) -> Tensor:
-        """The centres of an h x w grid -> (1,h*w,C)."""
+        """The centres of an h×w grid -> (1,h*w,C)."""
         device = self.positional_encoding_gaussian_matrix.device
-        y, x = (torch.arange(h, device=device) + 0.5) / h, (torch.arange(w, device=device) + 0.5) / w
-        return self(torch.stack([x.expand(h, w), y[:, None].expand(h, w)], -1)).reshape(1, h * w, -1)
+        y = (torch.arange(h, device=device) + 0.5) / h
+        x = (torch.arange(w, device=device) + 0.5) / w
+        places = torch.stack([x.expand(h, w), y[:, None].expand(h, w)], -1)           # (h,w,2)
+        return self(places).reshape(1, h * w, -1)
 
 
 class MaskDecoder(nn.Module):
-    """SAM's mask decoder: the first mask is the single answer, the others are alternatives for an ambiguous prompt.
+    """SAM's mask decoder: the first mask is the answer, the others serve ambiguous prompts.
 
-    width C, layers, heads and hidden are those of the two-way transformer; the upscaled map has C/8 channels.
+    width C, layers, heads and hidden are those of the two-way transformer; the upscaled map has C/8
+    channels.
     """
 
-    def __init__(self, width: int, layers: int, heads: int, hidden: int, masks: int = 4, downsample: int = 2,
-                 iou_hidden: int = 256, iou_depth: int = 3):
+    def __init__(self, width: int, layers: int, heads: int, hidden: int, masks: int = 4,
+                 downsample: int = 2, iou_hidden: int = 256, iou_depth: int = 3):
         super().__init__()
         self.transformer = TwoWayTransformer(width, layers, heads, hidden, downsample)
         self.iou_token, self.mask_tokens = nn.Embedding(1, width), nn.Embedding(masks, width)
+        # Two transposed convolutions: each doubles the map's sides and makes it less wide.
         self.output_upscaling = nn.Sequential(
             nn.ConvTranspose2d(width, width // 4, 2, stride=2), LayerNorm2d(width // 4), nn.GELU(),
             nn.ConvTranspose2d(width // 4, width // 8, 2, stride=2), nn.GELU())
-        self.output_hypernetworks_mlps = nn.ModuleList(MLP(width, width, width // 8, 3) for _ in range(masks))
+        self.output_hypernetworks_mlps = nn.ModuleList(
+            MLP(width, width, width // 8, 3) for _ in range(masks))
         self.iou_prediction_head = MLP(width, iou_hidden, masks, iou_depth)
 
-    def decode(self, image: Tensor, code: Tensor, sparse: Tensor, dense: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The transformer's outputs: tokens (N,1+masks+K,C) and the map upscaled fourfold (N,C/8,4h,4w)."""
+    def decode(self, image: Tensor, code: Tensor, sparse: Tensor,
+               dense: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Arguments as in `forward` -> all tokens (N,1+masks+L,C), upscaled map (N,C/8,4h,4w)."""
         if len(image) not in (1, len(sparse)):
-            raise ValueError(f"image_embeddings: expected one image or one for each of the {len(sparse)} prompts, "
-                             f"found {len(image)}")
+            raise ValueError("image_embeddings: expected one image or one for each of the "
+                             f"{len(sparse)} prompts, found {len(image)}")
         h, w = image.shape[-2:]
-        image = image.expand(len(sparse), -1, -1, -1)
+        image = image.expand(len(sparse), -1, -1, -1)                                 # (N,C,h,w)
         image = image if dense is None else image + dense
-        own = torch.cat([self.iou_token.weight, self.mask_tokens.weight])
-        tokens = torch.cat([own.expand(len(sparse), -1, -1), sparse.to(own.dtype)], 1)           # (N,1+masks+K,C)
+
+        # The decoder's own tokens stand before the prompts, and mask i is read at token 1 + i.
+        own = torch.cat([self.iou_token.weight, self.mask_tokens.weight])             # (1+masks,C)
+        tokens = torch.cat([own.expand(len(sparse), -1, -1), sparse.to(own.dtype)], 1)
         tokens, image = self.transformer(image.flatten(2).transpose(1, 2), code, tokens)
         return tokens, self.output_upscaling(image.transpose(1, 2).unflatten(2, (h, w)))
 
-    def forward(self, image: Tensor, code: Tensor, sparse: Tensor, dense: Tensor | None) -> tuple[Tensor, Tensor]:
-        """image (1 or N,C,h,w), its position code (1,h*w,C), sparse (N,K,C), dense (N,C,h,w) or None.
+    def forward(self, image: Tensor, code: Tensor, sparse: Tensor,
+                dense: Tensor | None) -> tuple[Tensor, Tensor]:
+        """-> mask logits (N,masks,4h,4w), predicted IoU (N,masks).
 
-        -> mask logits (N,masks,4h,4w), predicted IoU (N,masks).
+        image (1 or N,C,h,w), its position code (1,h*w,C), prompts: sparse (N,L,C) tokens, dense
+        (N,C,h,w) or None.
         """
         tokens, upscaled = self.decode(image, code, sparse, dense)
-        vectors = torch.stack([mlp(tokens[:, 1 + i]) for i, mlp in enumerate(self.output_hypernetworks_mlps)], 1)
-        return torch.einsum("nmc,nchw->nmhw", vectors, upscaled), self.iou_prediction_head(tokens[:, 0])
+        # A mask is how much each place of the map agrees with its token's vector.
+        vectors = torch.stack([mlp(tokens[:, 1 + i])
+                               for i, mlp in enumerate(self.output_hypernetworks_mlps)], 1)
+        masks = torch.einsum("nmc,nchw->nmhw", vectors, upscaled)                  # (N,masks,4h,4w)
+        return masks, self.iou_prediction_head(tokens[:, 0])
 
     def first_mask(self, image: Tensor, code: Tensor, sparse: Tensor) -> Tensor:
-        """Mask 0 of `forward` without a dense prompt, and without the work for the others: (N,4h,4w)."""
+        """Mask 0 of `forward` without a dense prompt, and without work for others: (N,4h,4w)."""
         tokens, upscaled = self.decode(image, code, sparse, None)
-        return torch.einsum("nc,nchw->nhw", self.output_hypernetworks_mlps[0](tokens[:, 1]), upscaled)
+        vector = self.output_hypernetworks_mlps[0](tokens[:, 1])                      # (N,C/8)
+        return torch.einsum("nc,nchw->nhw", vector, upscaled)
 
 
 class SegmentationHead(nn.Module):
-    """Crab's segmentation interface: <mask_i> states prompt one decoder per scale; the scales' masks are averaged.
+    """Crab's segmentation interface: a decoder for each scale, prompted by its <mask_i> states.
 
-    A scale's neck is SAM's 1x1 convolution and LayerNorm2d, which on patch tokens are a linear layer and a LayerNorm.
+    A scale is one layer of the ViT, the earlier first; the scales' masks are averaged. Its neck is
+    SAM's 1x1 convolution and LayerNorm2d, which on patch tokens are a linear layer and a LayerNorm.
     """
 
     def __init__(self, cfg: MaskConfig, vision_width: int):
         super().__init__()
-        self.cfg = cfg
-        self.necks = nn.ModuleList(nn.Sequential(nn.Linear(vision_width, cfg.dim), nn.LayerNorm(cfg.dim, eps=1e-6))
-                                   for _ in range(cfg.scales))
-        self.decoders = nn.ModuleList(MaskDecoder(cfg.dim, cfg.layers, cfg.heads, cfg.ffn_dim)
-                                      for _ in range(cfg.scales))
+        self.necks = nn.ModuleList(
+            nn.Sequential(nn.Linear(vision_width, cfg.dim), nn.LayerNorm(cfg.dim, eps=1e-6))
+            for _ in range(MASK_SCALES))
+        self.decoders = nn.ModuleList(
+            MaskDecoder(cfg.dim, cfg.layers, cfg.heads, cfg.ffn_dim) for _ in range(MASK_SCALES))
         self.position = PositionCode(cfg.dim)
         self.freeze_unused()
 
     def freeze_unused(self) -> None:
-        """The parts of SAM's decoder that answer ambiguous prompts: kept for published weights, never trained here."""
+        """Freezes what no output depends on: the parts of SAM's decoder for ambiguous prompts.
+
+        They are kept because published weights have them.
+        """
         for decoder in self.decoders:
             decoder.output_hypernetworks_mlps[1:].requires_grad_(False)
             decoder.iou_prediction_head.requires_grad_(False)
 
     def forward(self, features: list[Tensor], prompts: Tensor, size: tuple[int, int]) -> Tensor:
-        """features: per scale (N,P,Dv), class token dropped; prompts (N,scales*tokens,C), earlier scale first.
+        """features (N,P,Dv) for each scale, prompts (N,6,C) -> mask logits (N,H,W) at `size`.
 
-        -> mask logits (N,H,W) at `size`. ValueError for a patch grid that is not square or wrong counts.
+        Features are without class token; the earlier scale comes first in both. ValueError for a
+        patch grid that is not square or wrong counts.
         """
         side = math.isqrt(features[0].shape[1])
         if side * side != features[0].shape[1]:
-            raise ValueError(f"features: expected a square grid of patches, found {features[0].shape[1]}")
-        expected = (self.cfg.scales, self.cfg.scales * self.cfg.tokens)
+            raise ValueError("features: expected a square grid of patches, "
+                             f"found {features[0].shape[1]}")
+        expected = (MASK_SCALES, MASK_SCALES * MASK_TOKENS)
         if (len(features), prompts.shape[1]) != expected:
-            raise ValueError(f"features and prompts: expected {expected[0]} scales and {expected[1]} mask tokens, "
+            raise ValueError(f"features and prompts: expected {expected[0]} scales and "
+                             f"{expected[1]} mask tokens, "
                              f"found {len(features)} and {prompts.shape[1]}")
-        code, total = self.position.grid(side, side), 0
-        for x, own, neck, decoder in zip(features, prompts.split(self.cfg.tokens, 1), self.necks, self.decoders):
-            image = neck(x).transpose(1, 2).unflatten(2, (side, side))                           # (N,C,h,w)
-            total = total + decoder.first_mask(image, code, own).float()                         # (N,4h,4w)
-        mean = total / self.cfg.scales
-        return F.interpolate(mean[:, None], size, mode="bilinear", align_corners=False)[:, 0]    # (N,H,W)
+
+        # Each scale has its own view of the frame, its own three prompts and its own decoder.
+        code, total = self.position.grid(side, side), 0                               # (1,P,C)
+        scales = zip(features, prompts.split(MASK_TOKENS, 1), self.necks, self.decoders)
+        for x, own, neck, decoder in scales:
+            image = neck(x).transpose(1, 2).unflatten(2, (side, side))                # (N,C,h,w)
+            total = total + decoder.first_mask(image, code, own).float()              # (N,4h,4w)
+        mean = total / MASK_SCALES
+        return F.interpolate(mean[:, None], size, mode="bilinear", align_corners=False)[:, 0]
 
 
 def bce_loss(logits: Tensor, target: Tensor) -> Tensor:
     """Binary cross-entropy, mean over pixels: logits (N,H,W), target (N,H,W) of 0 and 1 -> (N,)."""
-    return F.binary_cross_entropy_with_logits(logits.float(), target.float(), reduction="none").flatten(1).mean(1)
+    loss = F.binary_cross_entropy_with_logits(logits.float(), target.float(), reduction="none")
+    return loss.flatten(1).mean(1)
 
 
 def dice_loss(logits: Tensor, target: Tensor, smooth: float = 1.0, scale: float = 1.0) -> Tensor:
-    """1 - (2 |p t| + s) / (|p| + |t| + s): logits (N,H,W), target (N,H,W) -> (N,). Sums are divided by `scale`.
+    """1 - (2 |p t| + s) / (|p| + |t| + s): logits (N,H,W), target (N,H,W) -> (N,).
 
-    s = 1 keeps an empty target's loss smooth: it falls with the predicted area (Milletari et al. 2016).
+    s = `smooth` = 1 keeps an empty target's loss smooth: it falls with the predicted area
+    (Milletari et al. 2016). Sums are divided by `scale`.
     """
+    # Overlap twice, over the two areas: 1 where they are equal.
     p, t = logits.float().sigmoid().flatten(1), target.float().flatten(1)
     return 1 - (2 * (p * t).sum(1) / scale + smooth) / ((p.sum(1) + t.sum(1)) / scale + smooth)
-
-
-def official_bce_loss(logits: Tensor, target: Tensor, num_masks: float) -> Tensor:
-    """Official Crab's sigmoid_ce_loss: `bce_loss` summed over items and divided by num_masks + 1e-8, a scalar."""
-    return bce_loss(logits, target).sum() / (num_masks + 1e-8)
-
-
-def official_dice_loss(logits: Tensor, target: Tensor, num_masks: float) -> Tensor:
-    """Official Crab's dice_loss, a scalar. Oddity: sums are divided by 1000 before 1e-6 is added, so that the 1e-6
-    weighs as 0.001 pixels do, and an empty target's loss is 1 however small the prediction."""
-    return dice_loss(logits, target, smooth=1e-6, scale=1000).sum() / (num_masks + 1e-8)
-
-
-def official_class_loss(logits: Tensor, target: Tensor) -> Tensor:
-    """Official Crab's F10_IoU_BCELoss: logits (N,C,H,W), labels (N,1,H,W) -> scalar. Oddity: each picture's mean
-    cross-entropy is SUMMED over the batch (whatever its size_average flag says); `F.cross_entropy` is the mean."""
-    return F.cross_entropy(logits.float(), target[:, 0], reduction="none").mean((1, 2)).sum()

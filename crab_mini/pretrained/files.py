@@ -1,10 +1,12 @@
-"""Published weight files as they lie on disk -> one dict of names and tensors, or one line that says what is wrong.
+"""Published weight files as they lie on disk -> one dict of names and tensors.
 
-    load_file("BEATs_iter3_plus_AS2M.pt")      {"cfg", "model"}: the tensors under "model"
-    load_file("clip/pytorch_model.bin")        the tensors themselves
-    load_file("llama")                         a folder: its index JSON and the shards it names, or its single file
-`load_config` finds the configuration that belongs to such a file. No code in a file is run (weights_only=True).
-Safetensors are read with the library of that name, an optional extra: pip install -e ".[weights]".
+    load_file("BEATs_iter3_plus_AS2M.pt")   {"cfg", "model"}: the tensors under "model"
+    load_file("clip/pytorch_model.bin")     the tensors themselves
+    load_file("llama")                      a folder: its index JSON and the shards it names, or
+                                            its single file
+`load_config` finds the configuration that belongs to such a file. No code in a file is run
+(weights_only=True). Safetensors are read with the library of that name, an optional extra: pip
+install -e ".[weights]".
 """
 
 import json
@@ -19,36 +21,45 @@ from torch import Tensor
 from ..errors import WeightsError
 
 TORCH_SUFFIXES, WRAPPERS = (".pt", ".pth", ".bin"), ("model", "state_dict")
-IN_FOLDER = ("model.safetensors.index.json", "pytorch_model.bin.index.json", "model.safetensors", "pytorch_model.bin")
+# What a folder may hold, in the order in which it is looked for.
+IN_FOLDER = ("model.safetensors.index.json", "pytorch_model.bin.index.json", "model.safetensors",
+             "pytorch_model.bin")
 
 
 def _read_torch(path: Path):
     """The content of a file of torch.save, mapped into memory where its format allows it."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, LookupError, AttributeError,
-            TypeError) as error:
-        raise WeightsError(f"{path}: expected a checkpoint of torch.save that holds only tensors and plain values, "
-                           f"found none ({type(error).__name__})") from None
+        return torch.load(path, map_location="cpu", weights_only=True,
+                          mmap=zipfile.is_zipfile(path))
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, LookupError,
+            AttributeError, TypeError) as error:
+        raise WeightsError(f"{path}: expected a checkpoint of torch.save that holds only tensors "
+                           f"and plain values, found none ({type(error).__name__})") from None
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file."""
+    # The library is optional, so it is imported where it is needed.
     try:
         from safetensors import SafetensorError
         from safetensors.torch import load_file as read
     except ImportError:
-        raise WeightsError(f"{path}: needs the library safetensors: pip install -e '.[weights]'") from None
+        raise WeightsError(f"{path}: needs the library safetensors: "
+                           "pip install -e '.[weights]'") from None
     try:
         return read(path)
     except (SafetensorError, OSError, ValueError, LookupError) as error:
-        raise WeightsError(f"{path}: expected a safetensors file, found none ({type(error).__name__})") from None
+        raise WeightsError(f"{path}: expected a safetensors file, found none "
+                           f"({type(error).__name__})") from None
 
 
 def _read_json(path: Path) -> dict:
+    """The object of a JSON file."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise WeightsError(f"{path}: expected a JSON file, found none ({type(error).__name__})") from None
+        raise WeightsError(f"{path}: expected a JSON file, found none "
+                           f"({type(error).__name__})") from None
     if not isinstance(content, dict):
         raise WeightsError(f"{path}: expected a JSON object, found {type(content).__name__}")
     return content
@@ -57,8 +68,11 @@ def _read_json(path: Path) -> dict:
 def _read_shards(index: Path) -> dict[str, Tensor]:
     """All tensors of an index JSON {"weight_map": {name: file beside it}}."""
     where = _read_json(index).get("weight_map")
-    if not isinstance(where, dict) or not where or not all(isinstance(f, str) for f in where.values()):
-        raise WeightsError(f"{index}: expected 'weight_map' with a file for every tensor, found none")
+    usable = isinstance(where, dict) and where and all(isinstance(f, str) for f in where.values())
+    if not usable:
+        raise WeightsError(f"{index}: expected 'weight_map' with a file for every tensor, "
+                           "found none")
+    # Index and shards must agree both ways: no tensor elsewhere than the index says, none missing.
     state = {}
     for name in sorted(set(where.values())):
         if Path(name).name != name:
@@ -66,7 +80,8 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
         shard = load_file(index.parent / name)
         for key in shard:
             if where.get(key) != name:
-                raise WeightsError(f"{index}: {key}: expected in {where.get(key, 'no shard')}, found in {name}")
+                raise WeightsError(f"{index}: {key}: expected in {where.get(key, 'no shard')}, "
+                                   f"found in {name}")
         state |= shard
     for key, name in where.items():
         if key not in state:
@@ -75,6 +90,7 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
 
 
 def _file_in(folder: Path) -> Path:
+    """The weight file or index of a folder."""
     for name in IN_FOLDER:
         if (folder / name).is_file():
             return folder / name
@@ -82,10 +98,11 @@ def _file_in(folder: Path) -> Path:
 
 
 def load_file(path: str | Path) -> dict[str, Tensor]:
-    """A weight file (.pt .pth .bin .safetensors), an index JSON or a folder with one of them -> {name: tensor}.
+    """A weight file, an index JSON or a folder with one of them -> {name: tensor}.
 
-    Tensors stay in the file's dtype, on the CPU. Raises WeightsError for a file that is missing, cut short, of another
-    kind, or holds anything but tensors where the weights should be.
+    Weight files end in .pt, .pth, .bin or .safetensors. Tensors stay in the file's dtype, on the
+    CPU. Raises WeightsError for a file that is missing, cut short, of another kind, or holds
+    anything but tensors where the weights should be.
     """
     path = Path(path)
     if path.is_dir():
@@ -97,8 +114,9 @@ def load_file(path: str | Path) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
     if path.suffix not in TORCH_SUFFIXES:
-        raise WeightsError(f"{path}: expected a name ending in {', '.join(TORCH_SUFFIXES)}, .safetensors or .json, "
-                           f"found '{path.name}'")
+        raise WeightsError(f"{path}: expected a name ending in {', '.join(TORCH_SUFFIXES)}, "
+                           f".safetensors or .json, found '{path.name}'")
+    # Training scripts often save the state dict inside another one.
     content = _read_torch(path)
     for name in WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
@@ -112,8 +130,9 @@ def load_file(path: str | Path) -> dict[str, Tensor]:
 
 
 def load_config(path: str | Path) -> dict:
-    """The published configuration of a weight file or folder: config.json beside it, or "cfg" inside it (BEATs).
+    """The published configuration of a weight file or folder.
 
+    That is "cfg" inside the file (BEATs), or config.json beside it or in the folder.
     Raises WeightsError where there is neither.
     """
     path = Path(path)
@@ -123,6 +142,6 @@ def load_config(path: str | Path) -> dict:
         if isinstance(content, Mapping) and isinstance(content.get("cfg"), Mapping):
             return dict(content["cfg"])
     if not beside.is_file():
-        raise WeightsError(f"{path}: expected its configuration as 'cfg' inside or in {beside.name} beside it, "
-                           "found none")
+        raise WeightsError(f"{path}: expected its configuration as 'cfg' inside or in "
+                           f"{beside.name} beside it, found none")
     return _read_json(beside)

@@ -1,12 +1,15 @@
-"""Published weights in a training run: --vision-weights, --audio-weights, --llm-weights with --tokenizer.
+"""Published weights in a training run.
 
-A part with published weights skips its own pre-training, and its section of the configuration follows the file. With a
-published LLM three stages go: `text`, and `speak` and `segment`, whose targets are the words of a script that only the
-text stage teaches. Nothing has to stand in for them: `align` runs the whole way from pixels and sound through the
-frozen LLM, text and masks together, which is the paper's own alignment (give it more steps, and --align.muon_lr 0.02
-while the interfaces start from random weights). Tokens that LLaMA does not know get rows of their own, which learn in
-`align` and `instruct` while the LLM's rows stay frozen. Frames are always normed with CLIP's mean and deviation; with
-its weights they also get its size, so the miniature is rendered at that size.
+    --vision-weights FILE --audio-weights FILE --llm-weights PATH --tokenizer FILE
+A part with published weights skips its own pre-training, and its section of the configuration
+follows the file. With a published LLM three stages are left out: `text`, and `speak` and `segment`,
+whose targets are the words of a script that only the text stage teaches. Nothing replaces them:
+`align` trains the whole way from pixels and sound through the frozen LLM, text and masks together,
+which is the paper's own alignment (give it more steps, and --align.muon_lr 0.02 while the
+interfaces start from random weights). Tokens that LLaMA does not know get rows of their own, which
+learn in `align` and `instruct` while the LLM's rows stay frozen. Frames are always normalised with
+CLIP's mean and deviation. With its weights they also get its size, so the miniature is rendered at
+that size.
 """
 
 import os
@@ -18,16 +21,16 @@ import torch
 from torch import nn
 
 from ..config import Config, ConfigError, override
-from ..features.cache import weights_key
 from ..model.crab import Crab, SpecialIds
+from ..model.state_hash import weights_key
 from ..tokenizer import Tokenizer
 from . import weights as official
 
 BUILD = {"vision": official.clip_vit, "audio": official.beats, "llm": official.llama}
 SKIPPED = {"vision": ("see",), "audio": ("hear",), "llm": ("text", "speak", "segment")}
-FREE = ("mask_layers", "llm_layer")         # of the vision section: they choose among states and change no weight
-FLOAT = 4                                   # bytes; weights are held in fp32
-STATE = 3                                   # as much again for each: its gradient and two moments
+FREE = ("mask_layers", "llm_layer")     # fields of vision that choose states and change no weight
+FLOAT = 4                               # bytes; weights are held in fp32
+STATE = 3                               # a trained weight's gradient and two moments, as large each
 
 
 def files(options: Namespace) -> dict[str, Path]:
@@ -42,9 +45,13 @@ def skipped(options: Namespace) -> dict[str, Path]:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that the device has left (the CPU: that the system can give, where it tells)."""
+    """Bytes that are free on the device; for the CPU those that the system calls available.
+
+    A system that does not report them is asked for all its memory.
+    """
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
+    # "Available" counts what the system can take back, such as cached files. Linux alone says it.
     info = Path("/proc/meminfo")
     lines = dict(line.split(":") for line in info.read_text().splitlines()) if info.exists() else {}
     if "MemAvailable" in lines:
@@ -56,46 +63,63 @@ def afford(what: str, needed: float, device: torch.device) -> None:
     """ConfigError if the device cannot hold so many bytes."""
     free = free_memory(device)
     if needed > free:
-        raise ConfigError(f"{what} takes at least {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free on "
-                          f"{device}")
+        raise ConfigError(f"{what} takes at least {needed / 1e9:.1f} GB of memory, "
+                          f"{free / 1e9:.1f} GB are free on {device}")
 
 
 def load(cfg: Config, options: Namespace) -> tuple[Config, dict[str, nn.Module]]:
-    """-> the configuration as the given files have it, and the parts {"vision", "audio", "llm"} that they hold.
+    """-> the configuration as the given files have it, and the parts that they hold.
 
-    Raises WeightsError for a file that does not fit; ConfigError for an override that contradicts it, a file too large
-    for this machine, and the paper's sizes without weights; each in one line.
+    Parts: some of "vision", "audio", "llm". Raises WeightsError for a file that does not fit;
+    ConfigError for an override that contradicts it, a file too large for this machine, and the
+    paper's sizes without weights; each in one line.
     """
     lacking = [f"--{part}-weights" for part in BUILD if part not in files(options)]
     if options.preset == "paper" and lacking:
-        raise ConfigError(f"--preset paper is trained from published weights only: give {', '.join(lacking)}")
+        raise ConfigError("--preset paper is trained from published weights only: "
+                          f"give {', '.join(lacking)}")
     parts = {}
     for part, path in files(options).items():
         flag = f"--{part}-weights"
         try:
-            state, settings = official.load_file(path), official.load_config(path)       # mapped, not yet read
-            afford(f"{flag} {path}", FLOAT * sum(tensor.numel() for tensor in state.values()), torch.device("cpu"))
+            # A file is mapped first and read later: whether it fits is known before that.
+            state, settings = official.load_file(path), official.load_config(path)
+            size = FLOAT * sum(tensor.numel() for tensor in state.values())
+            afford(f"{flag} {path}", size, torch.device("cpu"))
             parts[part] = BUILD[part](settings, state)
         except official.WeightsError as error:
             raise official.WeightsError(f"{flag}: {error}") from None
-        found = Config(**{part: parts[part].cfg})
-        for name, text in options.overrides.items():
-            section, _, key = name.partition(".")
-            if section == part:
-                wanted = override(found, name, text)
-                if key not in FREE and wanted != found:
-                    raise ConfigError(f"--{name} {text}: expected {getattr(parts[part].cfg, key)}, as in {flag}")
-                found = wanted
-        cfg = replace(cfg, **{part: getattr(found, part)})
+        section = overridden(part, parts[part].cfg, options.overrides, flag)
+        cfg = replace(cfg, **{part: section})
     return cfg, parts
 
 
+def overridden(part: str, section, overrides: dict[str, str], flag: str):
+    """A section of the configuration as a file has it, with the overrides that change no weight.
+
+    ConfigError for one that contradicts the file.
+    """
+    cfg = Config(**{part: section})
+    for name, text in overrides.items():
+        of_part, _, key = name.partition(".")
+        if of_part != part:
+            continue
+        wanted = override(cfg, name, text)
+        if key not in FREE and wanted != cfg:
+            raise ConfigError(f"--{name} {text}: expected {getattr(section, key)}, as in {flag}")
+        cfg = wanted
+    return getattr(cfg, part)
+
+
 def tokenizer_of(options: Namespace, llm: nn.Module) -> Tokenizer:
-    """LLaMA's own tokenizer with this project's tokens behind its vocabulary; ConfigError if it is another model's."""
+    """LLaMA's own tokenizer with this project's tokens behind its vocabulary.
+
+    ConfigError if it is another model's.
+    """
     tokenizer = Tokenizer.load(options.tokenizer)
     if tokenizer.known != llm.cfg.vocab_size:
-        raise ConfigError(f"--tokenizer {options.tokenizer}: expected {llm.cfg.vocab_size} pieces, as --llm-weights has "
-                          f"rows, found {tokenizer.known}")
+        raise ConfigError(f"--tokenizer {options.tokenizer}: expected {llm.cfg.vocab_size} pieces, "
+                          f"as --llm-weights has rows, found {tokenizer.known}")
     return tokenizer
 
 
@@ -113,10 +137,13 @@ def outline(cfg: Config, ids: SpecialIds) -> Crab:
 def feasible(cfg: Config, options: Namespace, ids: SpecialIds, device: torch.device) -> None:
     """ConfigError if training needs more memory than there is.
 
-    Counted are the weights, and for what any stage trains its gradient and the optimizer's state, not activations.
+    Counted are the weights, and for those that any stage trains their gradients and the optimizer's
+    state. Activations are not counted.
     """
+    # On the CPU the published weights are in memory already.
     crab = outline(cfg, ids)
-    count = {name: sum(p.numel() for p in part.parameters()) for name, part in crab.named_children()}
+    count = {name: sum(p.numel() for p in part.parameters())
+             for name, part in crab.named_children()}
     loaded = sum(count[part] for part in files(options))
     trained = sum(count.values()) - loaded
     already = loaded if device.type == "cpu" else 0

@@ -1,10 +1,12 @@
-"""The stages of training, each a module with a loss and a deterministic stream of batches: `training.fit` runs them.
+"""What is trained one after the other. `recipe.py` lists the seven stages: begin there.
 
-    text      the LLM on the world's scripts           (pre-training, no picture, no sound)
-    see       the ViT on what the pictures show        (pre-training)
-    hear      BEATs on acoustic labels and tags        (pre-training)
-    speak     the Q-Formers learn the script's words   (alignment)
-    segment   mask decoders, prompted by named objects (alignment)
-    align     both interfaces through the frozen LLM   (alignment)
-    instruct  all nine tasks, LoRA and interfaces      (instruction tuning)
+    recipe           the stages: what each trains, from what, and what stays frozen
+    text             pre-training of the LLM on scripts of scenes
+    encoders         pre-training of ViT and BEATs on single frames and seconds of sound
+    acoustic_labels  BEATs' own pre-training task
+    interfaces       alignment of Q-Formers and mask decoders; the whole model
+    rows, clips      the sequences, batches and features that they learn from
+
+A stage is a module with `losses(batch) -> {part: (sum, count)}` and batches with `at(step)` and
+`ids(step)`. `training.loop.fit` trains it.
 """

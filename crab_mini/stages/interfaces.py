@@ -1,139 +1,104 @@
-"""Aligning the interfaces with the frozen LLM: say what the script says, mask what is named, then the whole way.
+"""Alignment: the interfaces learn to speak to the LLM, which stays as its pre-training left it.
 
-Each stage trains on the rendered clips of the miniature, with the encoders' features computed once. The LLM stays as
-its pre-training left it; what changes is how pictures, sounds and masks are put into its words.
+    speak     the Q-Formers' tokens become what a script would hold in their place
+    segment   the mask decoders draw the things that the LLM's mask states mean
+    align     the whole way from features to the losses, LLM frozen; `instruct` does it with LoRA
+
+The encoders are frozen, so their features are computed once for all clips.
 """
 
-import numpy as np
 import torch
 import torch.nn as nn
 from torch import Tensor
 
-from ..batch import Batch, Sequence
-from ..features.encoders import Features
+from ..batch import Batch
 from ..model.crab import Crab, mask_losses
 from ..model.lora import lora_parameters
-from ..tokenizer import Tokenizer
-from ..world.clips import Clips
-from ..world.script import script
-from .encoders import Draw
-from .rows import WEIGHTS
-from .text import Script, meant, pose, seconds_of, text_of
+from .encoders import SecondBatches
+from .text import ScriptEmbeddings
 
 
-class ClipFeatures:
-    """The frozen features and the scripts of all clips. visual (M,K,P,Dv) and audio (M,P,Da), float16, hold each
-    different picture and second once; frames and sounds (N,T) say where."""
-
-    def __init__(self, clips: Clips, features: Features):
-        self.clips, crab = clips, features.crab
-        self.frames = features.see(clips.frames.flatten(0, 1)).view(clips.frames.shape[:2])
-        self.sounds = features.hear(clips.mels.flatten(0, 1)).view(clips.mels.shape[:2])
-        self.visual, self.audio = features.visual.array(), features.audio.array()
-        scripts = [script(view, list(clips.categories)) for view in clips.views]
-        self.visual_script = torch.from_numpy(np.stack([s[0] for s in scripts])).half()     # (N,T,Q,words)
-        self.audio_script = torch.from_numpy(np.stack([s[1] for s in scripts])).half()
-        kept = crab.cfg.vision.kept
-        self.llm_layer = kept.index(crab.cfg.vision.llm_layer)
-        self.mask_layers = [kept.index(k) for k in crab.cfg.vision.mask_layers]
-
-
-class Words(Draw):
-    """at(step) -> features of single seconds, visual (n,P,Dv) and audio (n,P,Da), the scripts of the whole step, over
-    all processes, (batch,Q,words) each, and which of those are this process's (n,)."""
-
-    def __init__(self, features: ClipFeatures, batch: int, seed: int, rank: int = 0, world: int = 1):
-        super().__init__(features.clips, batch, seed, rank, world)
-        self.features = features
+class ScriptedSecondBatches(SecondBatches):
+    """Features of single seconds, with what their scripts hold."""
 
     def at(self, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        everyone, f = self.draw(step), self.features
-        mine = torch.arange(self.batch)[self.rank::self.world]
-        at = tuple(places[mine] for places in everyone)
-        return (f.visual[f.frames[at], f.llm_layer].float(), f.audio[f.sounds[at]].float(),
-                f.visual_script[everyone].float(), f.audio_script[everyone].float(), mine)
+        """visual (B,P,Dv), audio (B,P,Da), visual and audio scripts (batch,Q,words), mine (B,).
+
+        The scripts are those of the whole batch, over all processes; `mine` says which of them
+        belong to this process's features.
+        """
+        whole, features = self.whole(step), self.source.features
+        mine = torch.arange(self.batch)[self.mine]
+        at = self.index(step)
+        visual = features.visual[features.frames[at], features.llm_layer].float()
+        audio = features.audio[features.sounds[at]].float()
+        return (visual, audio, features.visual_script[whole].float(),
+                features.audio_script[whole].float(), mine)
 
 
 class SpeakStage(nn.Module):
-    """The Q-Formers' tokens become the embeddings of the script's words."""
+    """The Q-Formers learn to produce the embeddings of a second's script."""
 
-    def __init__(self, crab: Crab, script_words: Script):
+    def __init__(self, crab: Crab, script: ScriptEmbeddings):
+        """Freezes everything but the two Q-Formers."""
         super().__init__()
-        self.crab, self.script = crab, script_words.requires_grad_(False)
+        self.crab, self.script = crab, script.requires_grad_(False)
         crab.freeze_except(crab.visual_qformer, crab.audio_qformer)
 
     def losses(self, batch: tuple[Tensor, ...]) -> dict[str, tuple[Tensor, Tensor]]:
-        """{part: (sum, count)}: squared error relative to the spread of the words' embeddings in the whole step."""
+        """{part: (sum, count)}: squared error, as a share of the targets' variance.
+
+        The variance is that of the whole batch, so that it does not depend on how many processes
+        share it.
+        """
         visual, audio, visual_script, audio_script, mine = batch
-        grid, bins = self.crab.cfg.vision.grid, 128 // self.crab.cfg.audio.patch
-        said = (self.crab.visual_qformer(visual, grid, grid),
-                self.crab.audio_qformer(audio, audio.shape[1] // bins, bins))
+        tokens = self.crab.interface_tokens(visual, audio)                      # (B,Q,D) of each
+        targets = self.script.tokens(visual_script, audio_script)               # (batch,Q,D)
         parts = {}
-        for name, tokens, wanted in zip(("seen", "heard"), said, self.script.tokens(visual_script, audio_script)):
-            wanted = wanted.float()
-            spread = (wanted - wanted.mean((0, 1))).square().mean()
-            parts[name] = ((tokens.float() - wanted[mine]).square().sum() / spread, torch.tensor(tokens.numel()))
+        for part, found, target in zip(("seen", "heard"), tokens, targets):
+            target = target.float()
+            variance = (target - target.mean((0, 1))).square().mean()
+            error = (found.float() - target[mine]).square().sum()
+            parts[part] = (error / variance, torch.tensor(found.numel()))
         return parts
 
 
-class ClipRows:
-    """draw(rng, count): rows of the clips' scenes, with features (or the script, if `scripted`) behind them."""
-
-    def __init__(self, cfg, tokenizer: Tokenizer, features: ClipFeatures, reasoning: bool = True, weights=WEIGHTS,
-                 scripted: bool = False):
-        self.cfg, self.tokenizer, self.features = cfg, tokenizer, features
-        self.reasoning, self.weights, self.scripted = reasoning, weights, scripted
-
-    def __call__(self, rng, count: int) -> list[Sequence]:
-        items, f = [], self.features
-        while len(items) < count:
-            clip = int(rng.integers(len(f.clips)))
-            view = f.clips.views[clip]
-            for task, row in pose(view, rng, 3, self.weights):
-                seconds = seconds_of(task, row)
-                ids, loss_mask = text_of(self.tokenizer, self.cfg, task, row, seconds, self.reasoning)
-                named, masks, at = meant(view, row, task, f.clips.categories), None, None
-                if named is not None:
-                    t = row.get("frame_idx", row.get("idx"))
-                    at = f.visual[f.frames[clip, t]][f.mask_layers]
-                    shown = f.clips.labels[clip, t]                                         # (H,W)
-                    masks = torch.stack([torch.isin(shown, group.nonzero()[:, 0] + 1) for group in named])
-                visual, audio = (f.visual_script[clip, seconds], f.audio_script[clip, seconds]) if self.scripted \
-                    else (f.visual[f.frames[clip, seconds], f.llm_layer], f.audio[f.sounds[clip, seconds]])
-                items.append(Sequence(task, f.clips.vids[clip], ids, loss_mask, visual, audio, at, masks, named))
-        return items[:count]
-
-
 class SegmentStage(nn.Module):
-    """Mask decoders on the states of an LLM that reads the script: the mask of whom it means."""
+    """The mask decoders learn to draw what the mask states mean. The LLM reads scripts."""
 
-    def __init__(self, crab: Crab, script_words: Script):
+    def __init__(self, crab: Crab, script: ScriptEmbeddings):
+        """Freezes everything but the mask decoders and the projection of the mask states."""
         super().__init__()
-        self.crab, self.script = crab, script_words.requires_grad_(False)
+        self.crab, self.script = crab, script.requires_grad_(False)
         crab.freeze_except(crab.segmentation, crab.mask_prompt)
 
     def losses(self, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
-        """{part: (sum, count)}."""
+        """{part: (sum, count)}: bce and dice."""
+        crab = self.crab
+        # Nothing before the mask states is trained.
         with torch.no_grad():
-            tokens = self.script.tokens(batch.visual, batch.audio)
-            hidden = self.crab.states(batch, *tokens)
-            states = self.crab.mask_states(hidden, batch.ids, batch.loss_mask)
-        return mask_losses(self.crab.mask_logits(states, batch.mask_features), batch.masks)
+            tokens = self.script.tokens(batch.visual, batch.audio)              # (N,Q,D) of each
+            states = crab.llm.encode(crab.embed(batch.ids, *tokens))            # (B,L,D)
+            mask_states = crab.mask_states(states, batch.ids, batch.loss_mask)  # (G,6,D)
+        logits = crab.mask_logits(mask_states, batch.mask_features)             # (G,H,W)
+        return mask_losses(logits, batch.masks)
 
 
-class WholeStage(nn.Module):
-    """Everything but the encoders from features to losses: alignment with the LLM frozen, instruction with LoRA.
-
-    Tokens that were added to a published LLM learn in both: nobody else knows what they mean.
-    """
+class WholeModelStage(nn.Module):
+    """The whole way from features to the losses: alignment, and with LoRA instruction tuning."""
 
     def __init__(self, crab: Crab):
+        """Freezes the encoders and the LLM; the interfaces learn, and LoRA where it is attached.
+
+        Tokens that were added to a published LLM learn too: its own weights know nothing of them.
+        """
         super().__init__()
         self.crab = crab
-        crab.freeze_except(crab.visual_qformer, crab.audio_qformer, crab.mask_prompt, crab.segmentation)
+        crab.freeze_except(crab.visual_qformer, crab.audio_qformer, crab.mask_prompt,
+                           crab.segmentation)
         for parameter in (*lora_parameters(crab.llm), *crab.llm.added()):
             parameter.requires_grad_(True)
 
     def losses(self, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
-        """{part: (sum, count)}."""
+        """{part: (sum, count)}: text, bce and dice."""
         return self.crab(batch).losses

@@ -1,149 +1,202 @@
-"""The nine tasks: each owns its prompt, its answer, its parser and what its truth looks like. Scores are in scoring.py.
+"""A task is one class: its annotation, prompt, answer, parser, rules, score and picture.
 
-A row is one annotation in the AV-UIE layout (a dict). `TASKS["ave"].prompt(row)` is what the model is asked,
-`.answer(row)` what it should say (with the reasoning first, or bare), `.parse(text)` what its words mean: a plain
-value, or None where the answer cannot be read (it then scores zero and is counted).
+`fields` always means an annotation in the AV-UIE layout, a dict. Code outside this folder asks a
+task for what it needs and has no branch on its name. A class overrides what differs from the
+defaults below; one object of it is given to `register`. A method without a docstring in a class of
+a task does what the docstring here says.
 """
 
 import difflib
-import json
+import importlib.util
 import re
-from dataclasses import dataclass
-from typing import Callable
+import sys
+from collections.abc import Sequence
+from pathlib import Path
 
-from ..av_uie.schema import box_of, name_and_spans, tagged_events
+from ..errors import DataError
+from .drawing import Box, Drawing, Event
+from .fields import check_fields
 
-MASK_GROUP = "<mask_start>" + "".join(f"<mask_{i}>" for i in range(6)) + "<mask_end>"
-FRAME = 224                      # AV-UIE boxes are pixels of a 224x224 frame
+FRAME = 224                 # AV-UIE boxes are pixels of a 224x224 frame
+MASK_GROUP = "<mask_start><mask_0><mask_1><mask_2><mask_3><mask_4><mask_5><mask_end>"
+MASK_TOKENS = re.findall(r"<mask_\d>", MASK_GROUP)
+VIDEO = {"video_path": "text", "audio_path": "text or null"}    # keys of a task on video files
+PICTURE = {"image_path": "text", "audio_path": "text"}          # keys of a task on pictures
 
 
-@dataclass(frozen=True)
 class Task:
-    """One task. `frames`: how many seconds of the clip the model gets; `field`: the row's key with the full answer."""
+    """One task, with defaults for a question about a video that is answered in words."""
     name: str
-    frames: int
-    field: str
-    prompt: Callable[[dict], str]
-    bare: Callable[[dict], str]            # the tagged answer without reasoning
-    parse: Callable[[str], object | None]
-    masks: bool = False                    # answers with mask tokens
+    fields: dict[str, str]              # keys of an annotation, each with its kind (see fields.py)
+    identity: tuple[str, ...]           # the keys that together are unique within a split
+    answer_field = "label_content"      # the key that holds the full answer
 
-    def answer(self, row: dict, reasoning: bool = True) -> str:
-        """The text to learn. A tagged answer that an annotation's text lacks is appended: real AV-UIE often leaves out
-        the mask tokens."""
-        text = row[self.field] if reasoning else self.bare(row)
-        tagged = "<mask_" in text if self.masks else self.parse(text) is not None
-        return text if tagged else f"{text.rstrip(' .')} {self.bare(row)}."
+    # What the model sees.
+    frames = 10                         # seconds of the clip at most, one frame each
+    long_clips = False                  # clips over 20 s are looked at every six seconds
+    loose_pictures = False              # a picture may belong to no second of the sound
+    clips_folder = ""                   # where pictures lie: {clips_folder}/{clip}/frames/{second}
+    second_field = "frame_idx"          # the key with the second of the frame in question, if any
 
+    # What the model answers with.
+    masks = False                       # mask tokens
+    by_class = False                    # a class map: one mask group for each class that is named
 
-def parse_ave(text: str) -> tuple[str, int, int] | None:
-    """`<event> dog </event> .. <range> 2,6 </range>` -> (event, start, end) in seconds."""
-    event = re.search(r"<event>\s*(.+?)\s*</event>", text)
-    span = re.search(r"<range>\s*(\d+)\s*,\s*(\d+)\s*</range>", text)
-    if not event or not span or int(span[1]) > int(span[2]):
+    # `eval.py --task` on files of one's own: its options that the task needs -> key that they fill.
+    own_options: dict[str, str] = {}
+    alias = ""                          # another name of the task on that command line
+
+    @property
+    def on_video(self) -> bool:
+        """Whether annotations name a video; otherwise they name a picture of a clip."""
+        return "video_path" in self.fields
+
+    # -- the annotation -----------------------------------------------------------------------
+
+    def validate(self, entry, place: str) -> None:
+        """DataError (place, key, expected, found) at the first thing wrong with an annotation."""
+        check_fields(self.fields, entry, place)
+        self.check_meaning(entry, place)
+
+    def check_meaning(self, fields: dict, place: str) -> None:
+        """DataError where keys of the right kinds contradict each other; here never."""
+
+    def identity_of(self, fields: dict) -> tuple[str, ...]:
+        """What must be unique within a split."""
+        return tuple(str(fields[key]) for key in self.identity)
+
+    def events(self, fields: dict) -> list[Event]:
+        """(name, start, end) of every event in a label, in whole seconds; here none."""
+        return []
+
+    def event_names(self, fields: dict) -> set[str]:
+        """The plain names of the events in a label."""
+        return {name for name, _, _ in self.events(fields)}
+
+    def last_second(self, fields: dict) -> int:
+        """Where the last event of a label ends: the clip must be that long. 0 without events."""
+        return max((end for _, _, end in self.events(fields)), default=0)
+
+    def box(self, fields: dict) -> Box | None:
+        """The box of a label; here none."""
         return None
-    return event[1], int(span[1]), int(span[2])
+
+    def mask_path(self, fields: dict, image: Path, place: str) -> Path:
+        """Where the mask of a picture lies, for tasks with masks."""
+        raise NotImplementedError
+
+    # -- prompt and answer --------------------------------------------------------------------
+
+    def prompt(self, fields: dict) -> str:
+        """What the model is asked."""
+        raise NotImplementedError
+
+    def bare(self, fields: dict) -> str:
+        """The tagged answer without reasoning."""
+        raise NotImplementedError
+
+    def parse(self, text: str) -> object | None:
+        """What an answer means, as a plain value; None where it cannot be read."""
+        raise NotImplementedError
+
+    def is_tagged(self, text: str) -> bool:
+        """Whether an annotation's text already holds its tagged answer."""
+        return "<mask_" in text if self.masks else self.parse(text) is not None
+
+    def answer(self, fields: dict, reasoning: bool = True) -> str:
+        """The text to learn.
+
+        A tagged answer that an annotation's text lacks is appended: real AV-UIE often leaves out
+        the mask tokens.
+        """
+        text = fields[self.answer_field] if reasoning else self.bare(fields)
+        return text if self.is_tagged(text) else f"{text.rstrip(' .')} {self.bare(fields)}."
+
+    # -- masks --------------------------------------------------------------------------------
+
+    def class_numbers(self, fields: dict, classes: Sequence[str], place: str = "") -> list[int]:
+        """The number in a class map that each mask group means; empty unless `by_class`."""
+        return []
+
+    def groups(self, fields: dict, classes: Sequence[str], place: str = "") -> int:
+        """How many groups of mask tokens the answer holds."""
+        return int(self.masks)
+
+    def check_answer(self, fields: dict, text: str, classes: Sequence[str], place: str) -> None:
+        """DataError unless a text to learn holds whole mask groups, one for each mask."""
+        groups = self.groups(fields, classes, place)
+        tokens = re.findall(r"<mask_\d>", text)
+        if tokens != groups * MASK_TOKENS:
+            raise DataError(place, self.answer_field, f"expected {groups} whole group(s) of mask "
+                                                      f"tokens, found {len(tokens)} mask tokens")
+
+    # -- evaluation ---------------------------------------------------------------------------
+
+    def names(self, fields: dict) -> set[str]:
+        """What an annotation says is seen or heard, where its keys list it."""
+        return set()
+
+    def differ(self, fields: dict, other: dict) -> bool:
+        """Whether two annotations ask for different things: then their clips may be exchanged."""
+        return not self.names(fields) & self.names(other)
+
+    def truth(self, fields: dict):
+        """The right answer, in a form that fits into a line of JSON."""
+        return self.parse(self.bare(fields))
+
+    def score(self, answers: list, vocabulary: list[str]) -> list:
+        """Answers (`score.Answer`) of all rows -> `score.Score` objects.
+
+        vocabulary: names of events that a text may mention.
+        """
+        raise NotImplementedError
+
+    def picture(self, answer) -> Drawing:
+        """What can be drawn of an answer (`score.Answer`); here its text."""
+        return Drawing(answer.text)
 
 
-def parse_avvp(text: str) -> dict[str, list[tuple[str, int, int]]] | None:
-    """All `<audio_event> dog,(3 6),(8 9) </audio_event>` and visual ones -> {"audio": [(name, start, end)], "visual"}."""
-    events, found = {"audio": [], "visual": []}, tagged_events(text)
-    for kind, inner in found:
-        name, spans = name_and_spans(inner)
-        events[kind] += [(name, start, end) for start, end in spans]
-    said_none = "no audio event" in text or "no visual event" in text
-    return events if found or said_none else None
+TASKS: dict[str, Task] = {}             # filled by `register`, in the order of the calls
 
 
-def parse_avqa(text: str) -> str | None:
-    """`<answer> word </answer>` -> word."""
-    found = re.search(r"<answer>\s*([^<\s][^<]*?)\s*</answer>", text)
-    return found[1].lower() if found else None
+def register(task: Task) -> Task:
+    """Adds a task to TASKS; ValueError for a name that is taken."""
+    if task.name in TASKS:
+        raise ValueError(f"a task '{task.name}' is registered already")
+    TASKS[task.name] = task
+    return task
 
 
-def parse_arig(text: str) -> tuple[int, int, int, int] | None:
-    """The last two corners `(x,y)` -> (x0, y0, x1, y1) in pixels of the 224x224 frame."""
-    corners = re.findall(r"\(\s*(\d+)\s*,\s*(\d+)\s*\)", text)
-    if len(corners) < 2:
-        return None
-    (x0, y0), (x1, y1) = [(int(x), int(y)) for x, y in corners[-2:]]
-    return (x0, y0, x1, y1) if x0 < x1 and y0 < y1 else None
+def load_plugin(path: Path | None) -> None:
+    """Runs a file that registers a task of the user's own; None: nothing.
 
-
-def parse_caption(text: str) -> str | None:
-    """`<answer> caption </answer>`, or the whole text where it holds no tag, as in AV-UIE.
-
-    None for an empty caption, and where the tag is never closed.
+    DataError for a file that cannot be run, that registers nothing, or whose task's name is taken.
     """
-    if "<answer>" not in text:
-        return text.strip() or None
-    found = re.search(r"<answer>(.*?)</answer>", text, re.S)
-    return found[1].strip() or None if found else None
-
-
-def parse_masks(text: str) -> list[str] | None:
-    """The words before each group of mask tokens: the k-th group's name is what k-th entry ends with."""
-    groups = text.split(MASK_GROUP.replace("><", "> <")) if "> <" in text else text.split(MASK_GROUP)
-    return [g.strip(" ,.") for g in groups[:-1]] or None
-
-
-def _bare_avvp(row: dict) -> str:
-    return " ".join(f"<{sense}_event>{inner}</{sense}_event>" for sense, inner in tagged_events(row["label_content"])) \
-        or "no audio event no visual event"
-
-
-def _bare_avss(row: dict) -> str:
-    return ", ".join(f"{name.strip()} {MASK_GROUP}" for name in row["a_obj"].split(","))
-
-
-def _bare_arig(row: dict) -> str:
-    box = parse_arig(row["label_content"]) or [round(v) for v in box_of("arig", row)]
-    return "({},{}),({},{})".format(*box)
-
-
-def _bare_caption(row: dict) -> str:
-    return parse_caption(row["label_content"]) or row["label_content"]
-
-
-_EVENT = lambda row: (f"<event> {row['event']} </event> "
-                      f"<range> {row['start_time']},{row['end_time']} </range>")
-
-TASKS = {task.name: task for task in (
-    Task("ave", 10, "label_content",
-         lambda row: "which event is both seen and heard, and from when to when?", _EVENT, parse_ave),
-    Task("avvp", 10, "label_content",
-         lambda row: "list every event that is heard and every event that is seen, with their times.",
-         _bare_avvp, parse_avvp),
-    Task("arig", 1, "label_content",
-         lambda row: "give the box of the object that makes the sound.", _bare_arig, parse_arig),
-    Task("s4", 1, "label_content",
-         lambda row: "segment the object that makes the sound.", lambda row: MASK_GROUP, parse_masks, True),
-    Task("ms3", 5, "label_content",
-         lambda row: f"segment all objects that make a sound at second {row['frame_idx']}.",
-         lambda row: MASK_GROUP, parse_masks, True),
-    Task("avss", 10, "label_content",
-         lambda row: f"name and segment each object that makes a sound at second {row['frame_idx']}.",
-         _bare_avss, parse_masks, True),
-    Task("ref_avs", 10, "output",
-         lambda row: f"segment {row['description']} at second {row['idx']}.",
-         lambda row: MASK_GROUP, parse_masks, True),
-    Task("avqa", 10, "label",
-         lambda row: row["question"], lambda row: f"<answer> {row['answer']} </answer>", parse_avqa),
-    Task("avcap", 10, "label_content",
-         lambda row: "describe what is seen and heard.", _bare_caption, parse_caption),
-)}
+    if path is None:
+        return
+    # The file is imported under a name of its own, and stays imported.
+    before = set(TASKS)
+    try:
+        spec = importlib.util.spec_from_file_location(f"plugin_{Path(path).stem}", path)
+        if spec is None:
+            raise ImportError("expected a Python file, NAME.py")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module
+        spec.loader.exec_module(module)
+    except Exception as error:          # the file is the user's: it may raise anything
+        reason = f"cannot be loaded: {type(error).__name__}: {error}"
+        raise DataError(path, "--plugin", reason) from error
+    if set(TASKS) == before:
+        raise DataError(path, "--plugin", "registers no task: expected a call of register(...)")
 
 
 def parse_tasks(text: str) -> list[str]:
     """`all` or names with commas -> task names; ValueError with the nearest valid names."""
-    names = list(TASKS) if text == "all" else [name.strip() for name in text.split(",") if name.strip()]
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if text == "all":
+        names = list(TASKS)
     for name in names or [text]:
         if name not in TASKS:
             close = difflib.get_close_matches(name, TASKS, n=2, cutoff=0.5) or list(TASKS)
             raise ValueError(f"--task {name}: no such task; nearest: {', '.join(close)}")
     return list(dict.fromkeys(names))
-
-
-def question_type(row: dict) -> tuple[str, ...]:
-    """MUSIC-AVQA's `type`, a JSON list as a string (or a list), usually (modality, kind)."""
-    return tuple(json.loads(row["type"]) if isinstance(row["type"], str) else row["type"])

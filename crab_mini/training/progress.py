@@ -1,8 +1,8 @@
-"""What a stage tells while it trains: one line with the loss by part and the time left, and a curve on disk.
+"""What a stage shows while it trains: a line with its losses and the time left, a curve on disk.
 
-The losses shown are means over the steps since the last row of the curve, weighted by their counts. The bar runs by
-progress, not by steps, so its time left is right under a wall-clock budget, too. Where nobody watches (no terminal)
-it becomes a plain line every QUIET seconds.
+The losses are means over the steps since the last row of the curve, weighted by their counts. The
+bar moves with progress, not with steps, so that its time left is right under a wall-clock budget,
+too. Where stderr is no terminal a plain line every QUIET seconds takes the place of the bar.
 """
 
 import json
@@ -15,14 +15,17 @@ from tqdm import tqdm
 from ..files import one_line, write_whole
 
 QUIET = 20.0            # seconds between lines where stderr is no terminal
-FINE = 1000             # ticks of the bar
+TICKS = 1000            # of the bar
 
 
 class Curve:
-    """The losses over time as JSON lines {"step", "seconds", "rate", part: mean, ...}, one file a stage."""
+    """The losses over time as JSON lines {"step", "seconds", "rate", part: mean, ...}.
+
+    One file a stage. "rate" is the factor of the learning rates.
+    """
 
     def __init__(self, path: Path, step: int):
-        """Opens the file to go on after `step`: rows of later steps, from a run that was killed, are dropped."""
+        """Opens the file to go on after `step`. Later rows, of a killed run, are dropped."""
         self.path = path
         kept = [row for row in read_curve(path) if row["step"] <= step] if step else []
         write_whole(path, "".join(json.dumps(row) + "\n" for row in kept).encode())
@@ -44,17 +47,23 @@ def read_curve(path: Path) -> list[dict]:
     return rows
 
 
-class Meter:
+def add_losses(totals: dict[str, tuple[float, float]],
+               losses: dict[str, tuple[float, float]]) -> None:
+    """Adds each part's sum and count to `totals`, in place."""
+    for part, (value, count) in losses.items():
+        total, number = totals.get(part, (0.0, 0.0))
+        totals[part] = (total + value, number + count)
+
+
+class LossMeter:
     """Mean losses by part since the last `take`."""
 
     def __init__(self):
         self.totals: dict[str, tuple[float, float]] = {}
 
-    def add(self, parts: dict[str, tuple[float, float]]) -> None:
+    def add(self, losses: dict[str, tuple[float, float]]) -> None:
         """Takes in one step's {part: (sum, count)}."""
-        for part, (value, count) in parts.items():
-            before = self.totals.get(part, (0.0, 0.0))
-            self.totals[part] = (before[0] + value, before[1] + count)
+        add_losses(self.totals, losses)
 
     def take(self) -> dict[str, float]:
         """The means so far; then starts anew."""
@@ -63,32 +72,40 @@ class Meter:
         return means
 
 
-class Line:
+class ProgressLine:
     """The progress line of one stage; silent in all processes but the first."""
 
     def __init__(self, name: str, progress: float, shown: bool):
-        self.name, self.start, self.began, self.told = name, progress, time.monotonic(), time.monotonic()
-        self.quiet = shown and not sys.stderr.isatty()
-        self.text = ""
-        self.bar = tqdm(total=FINE, initial=round(FINE * progress), desc=name, disable=not shown or self.quiet,
-                        miniters=0, mininterval=0.2,
-                        bar_format="{desc} {percentage:3.0f}%|{bar:12}| {elapsed}<{remaining}{postfix}")
+        """progress: of the stage (0 to 1) when this run began. shown: whether to print at all."""
+        self.name, self.first_progress = name, progress
+        self.started, self.printed_at = time.monotonic(), time.monotonic()
+        self.losses = ""
+        self.plain = shown and not sys.stderr.isatty()
+        self.bar = tqdm(
+            total=TICKS, initial=round(TICKS * progress), desc=name,
+            disable=not shown or self.plain, miniters=0, mininterval=0.2,
+            bar_format="{desc} {percentage:3.0f}%|{bar:12}| {elapsed}<{remaining}{postfix}")
 
     def show(self, step: int, steps: int, progress: float, means: dict[str, float]) -> None:
         """Moves the line on; empty means leave the losses that it showed before."""
         if means:
-            self.text = " ".join(f"{part} {mean:.3g}" for part, mean in means.items())
-            self.bar.set_postfix_str(self.text, refresh=False)
+            self.losses = " ".join(f"{part} {mean:.3g}" for part, mean in means.items())
+            self.bar.set_postfix_str(self.losses, refresh=False)
         self.bar.set_description_str(f"{self.name} {step}/{steps}", refresh=False)
-        self.bar.update(min(round(FINE * progress), FINE) - self.bar.n)
+        self.bar.update(min(round(TICKS * progress), TICKS) - self.bar.n)
         now = time.monotonic()
-        if self.quiet and now - self.told >= QUIET:
-            self.told, gone = now, now - self.began
-            left = gone / max(progress - self.start, 1e-9) * (1 - progress)
-            print(f"{self.name} {step}/{steps} {progress:.0%}, {tqdm.format_interval(gone)} gone, "
-                  f"{tqdm.format_interval(left)} left, {self.text}", file=sys.stderr, flush=True)
+        if self.plain and now - self.printed_at >= QUIET:
+            self.printed_at = now
+            self.print_plain_line(f"{step}/{steps}", progress, now - self.started)
 
-    def __enter__(self) -> "Line":
+    def print_plain_line(self, steps: str, progress: float, gone: float) -> None:
+        """The line without a terminal. The time left assumes the pace since this run began."""
+        pace = gone / max(progress - self.first_progress, 1e-9)
+        left = pace * (1 - progress)
+        print(f"{self.name} {steps} {progress:.0%}, {tqdm.format_interval(gone)} gone, "
+              f"{tqdm.format_interval(left)} left, {self.losses}", file=sys.stderr, flush=True)
+
+    def __enter__(self) -> "ProgressLine":
         return self
 
     def __exit__(self, *_) -> None:

@@ -1,263 +1,270 @@
-"""Scene -> the nine tasks' annotations, each with an answer that reasons before it answers (AV-UIE, paper section 3).
+"""Scene -> annotation rows of eight tasks, each with an answer that reasons first (AV-UIE, paper
+section 3).
 
-Every sentence is derived from the scene's state. The reasoning is explicit and time- and place-aware: what is heard
-and seen second by second, from it each span, from the spans the answer. Each task opens in its own words, so that
-one task's answer is never mistaken for another's; and what belongs to a name (its place, whether it is heard) follows
-it at once, every time, so that a small LLM looks it up at that very word. `ROWS[task](view, rng)` gives annotation rows
-in the AV-UIE layout, without the media paths (the writer adds them); a scene that cannot pose a task gives none.
+`ROWS[task](view, rng)` gives the rows that a scene poses for a task: a list of one dict, or an
+empty list. A row has the fields of the AV-UIE layout without media paths; `write.py` adds those.
+The ninth task (AVQA) is in questions.py. Everything is derived from the scene's state, in three
+steps: what is seen and heard second by second; from it the spans or the places; from them the
+tagged answer.
+
+The answers of different tasks begin with different words, so that a model never mixes up two tasks.
+Each sentence has several wordings. Answers that a guess would often get right are drawn less often;
+the tests in tests/test_world_text.py hold what guessing reaches.
+
+`targets` in a row of a mask task lists the indices of the things in the mask; `write.py` draws the
+mask and removes the field.
 """
 
+from collections.abc import Callable
+
 import numpy as np
+from numpy.random import Generator
 
-from .scene import SECONDS, Scene
+from ..metrics import runs
+from ..tasks.base import FRAME, MASK_GROUP
+from .scene import SECONDS
+from .view import QUARTERS, View, pick
 
-FRAME = 224                       # AV-UIE boxes are pixels of a 224x224 frame
-STEP = 7                          # coordinates are spoken in steps of this many pixels: 33 number words
-PLACES = ("top-left", "top-right", "bottom-left", "bottom-right")
-MASK = "<mask_start>" + "".join(f"<mask_{i}>" for i in range(6)) + "<mask_end>"
+AVS_SECONDS = 5             # length of a clip of S4 and MS3, as in AVSBench
+GUESSED_SIDE = 0.4          # side of the best constant box, as a share of the frame
+GUESSED_IOU = 0.45          # ARIG poses no box that the constant box meets with this IoU or more
+# S4: the odds of keeping a picture with one, two, three or four visible things. Few silent things
+# shall be in view.
+S4_KEEP = (1.0, 0.3, 0.15, 0.08)
+# MS3 and AVSS: the odds of keeping a second in which every visible thing sounds ("mask all" would
+# be right).
+ALL_SOUND_KEEP = 0.16
+# Ref-AVS: the odds of keeping a picture with zero to four visible things. Mostly one has to choose
+# between things.
+REF_AVS_KEEP = (0.0, 0.05, 0.4, 1.0, 1.0)
+REF_AVS_NULL = 0.25         # share of the expressions that fit no thing
 
 
-def spans(seconds) -> list[tuple[int, int]]:
-    """(T,) bool -> the runs of True as [start, end), in whole seconds."""
-    edges = np.flatnonzero(np.diff(np.concatenate([[0], np.asarray(seconds, int), [0]])))
-    return [(int(a), int(b)) for a, b in edges.reshape(-1, 2)]
+def heard_sentence(view: View, rng: Generator) -> str:
+    """What is heard, second by second, in one of three wordings."""
+    opening = pick(rng, ("heard: ", "the sounds are: ", "listening gives: "))
+    return opening + view.timeline(view.heard) + "."
 
 
-class View:
-    """A scene as its annotator sees it: who is seen (by place) and heard (loudest first) at each second.
+def seen_sentence(view: View, rng: Generator) -> str:
+    """What is seen, second by second, in one of three wordings."""
+    opening = pick(rng, ("seen: ", "the pictures show: ", "looking gives: "))
+    return opening + view.timeline(view.seen) + "."
 
-    boxes: (n,T,4) x0 y0 x1 y1 as fractions of the frame, of what the picture really shows; without a picture the
-    sprite's nominal box stands in.
+
+def second_sentence(view: View, rng: Generator, t: int) -> str:
+    """What is heard and seen at second t, with quarters. The tasks on one frame begin their
+    reasoning with it.
     """
-
-    def __init__(self, scene: Scene, boxes: np.ndarray | None = None):
-        self.things = scene.things
-        self.names = [t.category for t in scene.things]
-        self.visible = np.array([t.visible for t in scene.things])            # (n,T)
-        self.gain = np.array([t.gain for t in scene.things])                  # (n,T)
-        self.path = np.array([t.path for t in scene.things])                  # (n,T,2)
-        if boxes is None:
-            half = np.array([t.size for t in scene.things])[:, None, None] / 2
-            boxes = np.concatenate([self.path - half, self.path + half], -1).clip(0, 1)
-        self.boxes = boxes
-        self.heard_at = self.gain > 0
-        self.place = (self.path[..., 0] >= 0.5) + 2 * (self.path[..., 1] >= 0.5)   # (n,T)
-
-    def seen(self, t: int) -> list[int]:
-        """Indices of the things in the picture at second t, in reading order of their places."""
-        return sorted(np.flatnonzero(self.visible[:, t]), key=lambda i: (self.place[i, t], self.path[i, t, 0]))
-
-    def heard(self, t: int) -> list[int]:
-        """Indices of the things that sound at second t, loudest first."""
-        return sorted(np.flatnonzero(self.heard_at[:, t]), key=lambda i: -self.gain[i, t])
-
-    def both(self, t: int) -> list[int]:
-        """Indices of the things seen and heard at second t, in reading order."""
-        return [i for i in self.seen(t) if self.heard_at[i, t]]
-
-    def words(self, things, places_at: int | None = None) -> str:
-        """`dog bell`, or `dog top-left, bell top-right` with the places at a second; `nothing` for none."""
-        if places_at is None:
-            return " ".join(self.names[i] for i in things) or "nothing"
-        return ", ".join(self.placed(i, places_at) for i in things) or "nothing"
-
-    def placed(self, i: int, t: int) -> str:
-        """`dog top-left`: where a thing is at a second."""
-        return f"{self.names[i]} {PLACES[self.place[i, t]]}"
-
-    def status(self, i: int, t: int) -> str:
-        """`dog heard` or `dog silent`: whether a thing sounds at a second."""
-        return f"{self.names[i]} {'heard' if self.heard_at[i, t] else 'silent'}"
-
-    def line(self, at) -> str:
-        """`0 dog starts 1 dog bell starts 2 bell dog stops ..`: one of seen / heard / both, second by second.
-
-        Who is new and who is gone is said where it happens, so that a span is two words to find and not a sum to do.
-        """
-        before: list[int] = []
-        parts = []
-        for t in range(SECONDS + 1):
-            now = at(t) if t < SECONDS else []
-            there = [self.names[i] + ("" if i in before else " starts") for i in now]
-            gone = [f"{self.names[i]} stops" for i in before if i not in now]
-            if t < SECONDS or gone:
-                parts.append(" ".join([str(t), *(there or ["nothing"] * (t < SECONDS)), *gone]))
-            before = now
-        return " ".join(parts)
-
-    def box_words(self, i: int, t: int) -> str:
-        """The box of a thing as AV-UIE writes it, `(x0,y0),(x1,y1)`, in steps of STEP pixels."""
-        x0, y0, x1, y1 = (int(STEP * round(v * FRAME / STEP)) for v in self.boxes[i, t])
-        return f"({x0},{y0}),({x1},{y1})"
-
-    def span_words(self, i: int, seconds: np.ndarray) -> str:
-        """`dog 2,6 8,9`: a thing's spans in a (T,) bool row."""
-        return " ".join([self.names[i]] + [f"{a},{b}" for a, b in spans(seconds)])
-
-    def order(self, at) -> list[int]:
-        """Things of seen / heard as `line` names them: by first second, within one as they are seen or heard then."""
-        found: list[int] = []
-        for t in range(SECONDS):
-            found += [i for i in at(t) if i not in found]
-        return found
+    heard, seen = view.words(view.heard(t)), view.words(view.seen(t), t)
+    return pick(rng, (f"heard {heard}, seen {seen}.",
+                      f"the sound is {heard}, the picture has {seen}."))
 
 
-def _pick(rng, options):
-    return options[int(rng.integers(len(options)))]
-
-
-def _heard_lead(rng, line: str) -> str:
-    return _pick(rng, ("heard: ", "the sounds are: ", "listening gives: ")) + line + "."
-
-
-def _seen_lead(rng, line: str) -> str:
-    return _pick(rng, ("seen: ", "the pictures show: ", "looking gives: ")) + line + "."
-
-
-def ave(view: View, rng) -> list[dict]:
-    """One event both seen and heard, in one run of seconds."""
-    both = view.visible & view.heard_at
+def ave(view: View, rng: Generator) -> list[dict]:
+    """AVE: the one event that is both seen and heard, in one unbroken span."""
+    both = view.visible & view.audible                                      # (things,T)
     events = np.flatnonzero(both.any(1))
-    if len(events) != 1 or len(spans(both[events[0]])) != 1:
+    if len(events) != 1 or len(runs(both[events[0]])) != 1:
         return []
     event = int(events[0])
-    start, end = spans(both[event])[0]
-    if rng.random() > (end - start) / 6:                          # as many seconds of event as of background
+    (start, end), = runs(both[event])
+    # Short spans are posed less often, so that a data set has as many seconds of event as of
+    # background.
+    if rng.random() > (end - start) / 6:
         return []
     name = view.names[event]
-    text = " ".join((
-        _pick(rng, ("The event:", "Looking for the event:")),
-        _heard_lead(rng, view.line(view.heard)), _seen_lead(rng, view.line(view.seen)),
-        f"together: {view.line(view.both)}.",
-        _pick(rng, (f"So the audible and visible event is <event> {name} </event>, and the time range is",
-                    f"So what is seen and heard is <event> {name} </event>, and the time range is")),
-        f"<range> {start},{end} </range>."))
+    # The draws have a fixed order: the opening, the two senses, the conclusion.
+    opening = pick(rng, ("The event:", "Looking for the event:"))
+    heard, seen = heard_sentence(view, rng), seen_sentence(view, rng)
+    together = f"together: {view.timeline(view.both)}."
+    conclusion = pick(rng, (
+        f"So the audible and visible event is <event> {name} </event>, and the time range is",
+        f"So what is seen and heard is <event> {name} </event>, and the time range is"))
+    text = f"{opening} {heard} {seen} {together} {conclusion} <range> {start},{end} </range>."
     return [dict(event=name, start_time=start, end_time=end, label_content=text)]
 
 
-def avvp(view: View, rng) -> list[dict]:
-    """Every event heard and every event seen, with their spans."""
-    def tags(kind, at, rows):
-        return " ".join(
-            f"<{kind}_event> {view.names[i]}," + ",".join(f"({a} {b})" for a, b in spans(rows[i])) + f" </{kind}_event>"
-            for i in view.order(at)) or f"no {kind} event"
-    heard, seen = tags("audio", view.heard, view.heard_at), tags("visual", view.seen, view.visible)
-    text = " ".join((
-        _pick(rng, ("Parsing.", "Parsing the clip.")),
-        _heard_lead(rng, view.line(view.heard)), f"Audio: {heard}.",
-        _seen_lead(rng, view.line(view.seen)), f"Visual: {seen}."))
-    names = sorted({view.names[i] for rows in (view.heard_at, view.visible) for i in np.flatnonzero(rows.any(1))})
+def avvp_tags(view: View, kind: str) -> str:
+    """The tags of all events of a kind, `audio` or `visual`: `<audio_event> dog,(2 6),(8 9)
+    </audio_event> ...`.
+    """
+    if kind == "audio":
+        things_at, seconds = view.heard, view.audible
+    else:
+        things_at, seconds = view.seen, view.visible
+    tags = []
+    for i in view.order(things_at):
+        spans = ",".join(f"({start} {end})" for start, end in runs(seconds[i]))
+        tags.append(f"<{kind}_event> {view.names[i]},{spans} </{kind}_event>")
+    return " ".join(tags) or f"no {kind} event"
+
+
+def avvp(view: View, rng: Generator) -> list[dict]:
+    """AVVP: every event that is heard and every event that is seen, with their spans."""
+    opening = pick(rng, ("Parsing.", "Parsing the clip."))
+    heard, seen = heard_sentence(view, rng), seen_sentence(view, rng)
+    audio, visual = avvp_tags(view, "audio"), avvp_tags(view, "visual")
+    text = f"{opening} {heard} Audio: {audio}. {seen} Visual: {visual}."
+    happens = view.audible.any(1) | view.visible.any(1)                     # (things,)
+    names = sorted({view.names[i] for i in np.flatnonzero(happens)})
     return [dict(event=",".join(names), label_content=text)]
 
 
-def avcap(view: View, rng) -> list[dict]:
-    """A caption: what is seen and where it starts out, what is heard, and from which second."""
+def avcap(view: View, rng: Generator) -> list[dict]:
+    """AVCap: a caption of what is seen, where it is at first, what is heard, and from which second
+    on.
+    """
     look = ", ".join(view.placed(i, view.visible[i].argmax()) for i in view.order(view.seen))
-    sound = ", ".join(f"{view.names[i]} {view.heard_at[i].argmax()}" for i in view.order(view.heard))
-    caption = _pick(rng, (f"A clip with {look}. Sounds start: {sound}.",
-                          f"One sees {look}. One hears from second: {sound}."))
-    text = " ".join((
-        _pick(rng, ("Describing.", "Describing the clip.")), _seen_lead(rng, view.line(view.seen)),
-        _heard_lead(rng, view.line(view.heard)), f"<answer> {caption} </answer>"))
-    return [dict(label_content=text)]
+    sound = ", ".join(f"{view.names[i]} {view.audible[i].argmax()}" for i in view.order(view.heard))
+    caption = pick(rng, (f"A clip with {look}. Sounds start: {sound}.",
+                         f"One sees {look}. One hears from second: {sound}."))
+    opening = pick(rng, ("Describing.", "Describing the clip."))
+    seen, heard = seen_sentence(view, rng), heard_sentence(view, rng)
+    return [dict(label_content=f"{opening} {seen} {heard} <answer> {caption} </answer>")]
 
 
-def _scene_words(view: View, rng, t: int) -> str:
-    """What is heard and who is where at one second: the reasoning that opens the tasks of one frame."""
-    return _pick(rng, (f"heard {view.words(view.heard(t))}, seen {view.words(view.seen(t), t)}.",
-                       f"the sound is {view.words(view.heard(t))}, the picture has {view.words(view.seen(t), t)}."))
+def guessed_iou(box: np.ndarray) -> float:
+    """IoU of a box (x0 y0 x1 y1, shares of the frame) with the box in the middle that a model could
+    always answer.
+    """
+    x0, y0, x1, y1 = box
+    width = min(x1, .5 + GUESSED_SIDE / 2) - max(x0, .5 - GUESSED_SIDE / 2)
+    height = min(y1, .5 + GUESSED_SIDE / 2) - max(y0, .5 - GUESSED_SIDE / 2)
+    shared = max(width, 0) * max(height, 0)
+    return shared / ((x1 - x0) * (y1 - y0) + GUESSED_SIDE ** 2 - shared)
 
 
-def arig(view: View, rng) -> list[dict]:
-    """The box of the one thing that is seen and heard at a second; never one that a box in the middle would catch."""
-    def off_centre(i, t):
-        x0, y0, x1, y1 = view.boxes[i, t]
-        side = 0.4
-        w = min(x1, .5 + side / 2) - max(x0, .5 - side / 2)
-        h = min(y1, .5 + side / 2) - max(y0, .5 - side / 2)
-        inter = max(w, 0) * max(h, 0)
-        return inter / ((x1 - x0) * (y1 - y0) + side ** 2 - inter) < 0.45
-    options = [t for t in range(SECONDS) if len(view.both(t)) == 1 and off_centre(view.both(t)[0], t)]
+def arig(view: View, rng: Generator) -> list[dict]:
+    """ARIG: the box of the only thing that is seen and heard at a second, if it is not in the
+    middle.
+    """
+    options = []
+    for t in range(SECONDS):
+        sounding = view.both(t)
+        if len(sounding) == 1 and guessed_iou(view.boxes[sounding[0], t]) < GUESSED_IOU:
+            options.append(t)
     if not options:
         return []
-    t = int(_pick(rng, options))
+    t = int(pick(rng, options))
     i = view.both(t)[0]
     named = f"So the sound comes from {view.placed(i, t)}, {view.box_words(i, t)}."
-    text = f"Grounding: {_scene_words(view, rng, t)} {named}"
-    box = [int(round(v * FRAME)) for v in view.boxes[i, t]]
-    return [dict(a_obj=view.names[i], frame_idx=t, top_left=box[:2], bottom_right=box[2:], label_content=text)]
+    text = f"Grounding: {second_sentence(view, rng, t)} {named}"
+    # The row keeps whole pixels; only the words of the answer are rounded to STEP pixels.
+    box = [int(round(side * FRAME)) for side in view.boxes[i, t]]
+    return [dict(a_obj=view.names[i], frame_idx=t, top_left=box[:2], bottom_right=box[2:],
+                 label_content=text)]
 
 
-def s4(view: View, rng) -> list[dict]:
-    """The mask of the only thing that sounds in a second; few silent things beside it."""
-    options = [t for t in range(5) if len(view.both(t)) == 1 == len(view.heard(t))
-               and rng.random() < (1.0, 0.3, 0.15, 0.08)[len(view.seen(t)) - 1]]
+def mask_row(view: View, t: int, targets: list[int], text: str) -> dict:
+    """A row of S4, MS3 or AVSS: the frame of second t, the things in the mask and the whole answer.
+    """
+    names = ",".join(view.names[i] for i in targets)
+    return dict(a_obj=names, frame_idx=t, targets=targets, label_content=text)
+
+
+def s4(view: View, rng: Generator) -> list[dict]:
+    """S4: the mask of the only thing that sounds at a second, and that thing is in the picture."""
+    options = []
+    for t in range(AVS_SECONDS):
+        one_source = len(view.both(t)) == 1 == len(view.heard(t))
+        if one_source and rng.random() < S4_KEEP[len(view.seen(t)) - 1]:
+            options.append(t)
     if not options:
         return []
-    t = int(_pick(rng, options))
+    t = int(pick(rng, options))
     i = view.both(t)[0]
-    text = f"Sounding: {_scene_words(view, rng, t)} The {view.names[i]} makes the sound {MASK}."
-    return [dict(a_obj=view.names[i], frame_idx=t, targets=[i], label_content=text)]
+    scene = second_sentence(view, rng, t)
+    text = f"Sounding: {scene} The {view.names[i]} makes the sound {MASK_GROUP}."
+    return [mask_row(view, t, [i], text)]
 
 
-def _sounding(view: View, rng, last: int) -> tuple[int, list[int]] | None:
-    """A second before `last`, and who is seen and heard then; seldom one where all that is seen also sounds."""
-    options = [t for t in range(last) if view.both(t) and
-               rng.random() < (0.16 if len(view.both(t)) == len(view.seen(t)) else 1.0)]
-    if not options:
-        return None
-    t = int(_pick(rng, options))
-    return t, view.both(t)
+def sounding_second(view: View, rng: Generator, seconds: int) -> int | None:
+    """A second, among the first `seconds`, at which something is seen and heard; None if there is
+    none.
+    """
+    options = []
+    for t in range(seconds):
+        sounding = view.both(t)
+        if not sounding:
+            continue
+        all_sound = len(sounding) == len(view.seen(t))
+        if rng.random() < (ALL_SOUND_KEEP if all_sound else 1.0):
+            options.append(t)
+    return int(pick(rng, options)) if options else None
 
 
-def ms3(view: View, rng) -> list[dict]:
-    """One mask of all things that sound at the named second of a five-second clip."""
-    found = _sounding(view, rng, 5)
-    if not found:
+def ms3(view: View, rng: Generator) -> list[dict]:
+    """MS3: one mask of all things that are seen and heard at a second of a five-second clip."""
+    t = sounding_second(view, rng, AVS_SECONDS)
+    if t is None:
         return []
-    t, targets = found
-    text = f"All sounding: {_scene_words(view, rng, t)} Sounding are {view.words(targets)} {MASK}."
-    return [dict(a_obj=",".join(view.names[i] for i in targets), frame_idx=t, targets=targets, label_content=text)]
+    targets = view.both(t)
+    scene = second_sentence(view, rng, t)
+    text = f"All sounding: {scene} Sounding are {view.words(targets)} {MASK_GROUP}."
+    return [mask_row(view, t, targets, text)]
 
 
-def avss(view: View, rng) -> list[dict]:
-    """A class map: one group of mask tokens after each sounding category."""
-    found = _sounding(view, rng, SECONDS)
-    if not found:
+def avss(view: View, rng: Generator) -> list[dict]:
+    """AVSS: a class map, written as one group of mask tokens after each sounding category."""
+    t = sounding_second(view, rng, SECONDS)
+    if t is None:
         return []
-    t, targets = found
-    groups = ", ".join(f"{view.names[i]} {MASK}" for i in targets)
-    text = f"Classes: {_scene_words(view, rng, t)} Map: {groups}."
-    return [dict(a_obj=",".join(view.names[i] for i in targets), frame_idx=t, targets=targets, label_content=text)]
+    targets = view.both(t)
+    groups = ", ".join(f"{view.names[i]} {MASK_GROUP}" for i in targets)
+    return [mask_row(view, t, targets, f"Classes: {second_sentence(view, rng, t)} Map: {groups}.")]
 
 
-def ref_avs(view: View, rng) -> list[dict]:
-    """The mask of what an expression names at a frame; an empty one when nothing fits."""
-    t = int(rng.integers(SECONDS))
+def expressions(view: View, t: int) -> list[tuple[str, int, bool]]:
+    """All expressions that Ref-AVS can pose at second t: (expression, the thing that it names,
+    whether it fits).
+
+    `the sounding object at the top-left` names the thing at the top left; it does not fit if that
+    thing is silent.
+    """
     seen, sounding = view.seen(t), view.both(t)
-    if rng.random() > (0.0, 0.05, 0.4, 1.0, 1.0)[len(seen)]:       # mostly pictures in which one must choose
-        return []
-    options: list[tuple[str, int, bool]] = []                       # expression, whom it names, whether that one fits
+    options: list[tuple[str, int, bool]] = []
     if len(sounding) == 1:
-        options += [("the object making the sound", sounding[0], True)]
+        options.append(("the object making the sound", sounding[0], True))
     if len(sounding) >= 2:
-        options += [("the object making the loudest sound", max(sounding, key=lambda i: view.gain[i, t]), True)] * 2
+        # Twice, since a scene offers it less often than the other expressions.
+        loudest = max(sounding, key=lambda i: view.gain[i, t])
+        options += [("the object making the loudest sound", loudest, True)] * 2
     if len(seen) - len(sounding) == 1:
         options += [("the silent object", i, True) for i in seen if i not in sounding]
-    for k, word in enumerate(PLACES):
-        there = [i for i in seen if view.place[i, t] == k]
-        margin = np.abs(view.path[there, t] - 0.5).min() > 0.06 if there else True
-        if len(there) == 1 and margin:
-            options += [(f"the object at the {word}", there[0], True),
-                        (f"the sounding object at the {word}", there[0], there[0] in sounding)]
+    for quarter, words in enumerate(QUARTERS):
+        inside = [i for i in seen if view.quarters[i, t] == quarter]
+        if len(inside) == 1 and view.clear_of_middle(inside, t):
+            options.append((f"the object at the {words}", inside[0], True))
+            options.append((f"the sounding object at the {words}", inside[0],
+                            inside[0] in sounding))
     options += [(f"the {view.names[i]} that is making a sound", i, i in sounding) for i in seen]
+    return options
+
+
+def ref_avs(view: View, rng: Generator) -> list[dict]:
+    """Ref-AVS: the mask of what an expression names at a frame; an empty mask if the expression
+    fits nothing.
+    """
+    t = int(rng.integers(SECONDS))
+    seen = view.seen(t)
+    if rng.random() > REF_AVS_KEEP[len(seen)]:
+        return []
+    options = expressions(view, t)
     if not options:
         return []
-    wanted = rng.random() >= 0.25                                   # a quarter of the expressions fit nothing
-    expression, named, fits = _pick(rng, [o for o in options if o[2] == wanted] or options)
-    text = (f"Referring: {_scene_words(view, rng, t)} {', '.join(view.status(i, t) for i in seen)}. "
-            f"Named is {view.status(named, t)}, so {'this' if fits else 'nothing'} {MASK}.")
+    # First it is drawn whether the expression fits, then the expression. If no such one exists, any
+    # will do.
+    wanted = rng.random() >= REF_AVS_NULL
+    candidates = [option for option in options if option[2] == wanted] or options
+    expression, named, fits = pick(rng, candidates)
+    # The reasoning says of each visible thing whether it sounds, then concludes.
+    states = ", ".join(view.status(i, t) for i in seen)
+    found = "this" if fits else "nothing"
+    conclusion = f"Named is {view.status(named, t)}, so {found} {MASK_GROUP}."
+    text = f"Referring: {second_sentence(view, rng, t)} {states}. {conclusion}"
     return [dict(description=expression, idx=t, targets=[named] if fits else [], output=text)]
 
 
-ROWS = dict(ave=ave, avvp=avvp, avcap=avcap, arig=arig, s4=s4, ms3=ms3, avss=avss, ref_avs=ref_avs)
+ROWS: dict[str, Callable[[View, Generator], list[dict]]] = dict(
+    ave=ave, avvp=avvp, avcap=avcap, arig=arig, s4=s4, ms3=ms3, avss=avss, ref_avs=ref_avs)

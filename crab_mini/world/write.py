@@ -10,8 +10,11 @@
 A clip poses every video task it can, and some of the tasks on frames; each split stops at `cap` rows a task.
 """
 
+import io
 import json
 import os
+import threading
+import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -24,16 +27,23 @@ from tqdm import tqdm
 
 from ..av_uie.media import encode_classes
 from ..errors import DataError
-from .annotate import ROWS, View
+from ..files import one_line, write_whole
+from ..tasks.base import TASKS
+from .annotate import ROWS
 from .bank import class_names
-from .questions import avqa
+from .questions import avqa, one_question
 from .render import Procedural, render
 from .scene import MAX_SEED, RATE, SECONDS, SEED_STRIDE, TEST_SEED, WORLD, sample_scene
+from .view import View
 
-POSE = ROWS | {"avqa": avqa}
-FRAME_TASKS = ("ms3", "avss", "ref_avs")       # their clips hold several frames: one of them for each training clip
-QUESTIONS = 0.4                                # share of its seven or so questions that a training clip keeps
-SHARE = dict(avvp=0.6, avcap=0.4, arig=0.6)    # share of the training clips that pose a task which all could
+POSE = ROWS | {"avqa": avqa}                    # task -> rows that a scene poses
+POSE_ONE = POSE | {"avqa": one_question}        # the same with one question, which is quicker
+# Tasks on pictures whose clips show several frames: one of them for each training clip.
+FRAME_TASKS = tuple(name for name, task in TASKS.items() if not task.on_video and task.frames > 1)
+KEPT = dict(avqa=0.4)                           # share of its rows that a training clip keeps
+SHARE = dict(avvp=0.6, avcap=0.4, arig=0.6)     # share of the training clips that pose a task which all could
+PARENT_CHECK = 1.0                              # seconds between two looks of a worker for its parent
+MORE_TEST_ROWS = dict(avqa=3)                   # times `cap`: questions come in nine kinds
 
 
 @dataclass(frozen=True)
@@ -62,54 +72,88 @@ def class_map(masks: np.ndarray, numbers: list[int]) -> np.ndarray:
     return out
 
 
-def _link(source: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.unlink(missing_ok=True)
-    os.link(source, target)
+def link(source: Path, target: Path) -> None:
+    """Makes `target` another name of a file; CheckpointError if that cannot be."""
+    with one_line(target, "written"):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.unlink(missing_ok=True)
+        os.link(source, target)
 
 
-def _save(image: Image.Image, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image.save(path, compress_level=1)
+def put(data: io.BytesIO, path: Path) -> None:
+    """Writes a file anew; CheckpointError if that cannot be, such as on a full disk."""
+    with one_line(path, "written"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)        # it may share its bytes with other names
+        path.write_bytes(data.getbuffer())
 
 
-def _frames(row: dict, task: str, clip, maps: np.ndarray, view: View, folder: Path, vid: str) -> dict:
-    """Writes the frames, sound and masks of one row of a task on frames; returns the row with its paths."""
+def save(image: Image.Image, path: Path) -> None:
+    """Writes a PNG."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", compress_level=1)
+    put(buffer, path)
+
+
+def save_sound(waveform: np.ndarray, path: Path) -> None:
+    """Writes a waveform (S,) as FLAC of 16 bits."""
+    buffer = io.BytesIO()
+    soundfile.write(buffer, waveform, RATE, format="FLAC", subtype="PCM_16", compression_level=0.0)
+    put(buffer, path)
+
+
+def save_json(content, path: Path, **options) -> None:
+    """Writes JSON so that the file is whole whenever it is there."""
+    write_whole(path, json.dumps(content, **options).encode())
+
+
+def end_with_parent() -> None:
+    """Run in each worker: it ends when its parent does, whatever ended the parent."""
+    parent = os.getppid()
+
+    def watch():
+        while os.getppid() == parent:
+            time.sleep(PARENT_CHECK)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def with_known_keys(row: dict, task: str, **values) -> dict:
+    """The values whose keys the task's annotations have, then the row."""
+    return {key: value for key, value in values.items() if key in TASKS[task].fields} | row
+
+
+def write_frames(row: dict, task: str, clip, maps: np.ndarray, folder: Path, vid: str) -> dict:
+    """Writes the frames, sound and masks of one row of a task on pictures; returns the row with its paths."""
     t = row.get("frame_idx", row.get("idx", 0))
     targets = row.pop("targets", [])
-    if task == "arig":
-        base, first = Path("media") / vid, (t,)
-        image, sound = base / "frames" / f"{t}.png", base / "audio.flac"
-    elif task == "ref_avs":
-        base, first = Path("REFAVS/media") / vid, range(SECONDS)
-        image, sound = base / "frames" / f"{t}.png", base / "audio.flac"
-        row |= dict(vid=vid, uid=vid, fid=0)
-        _save(Image.fromarray(255 * clip.masks[targets].any(0)[t].astype(np.uint8)),
-              folder / task / "REFAVS/gt_mask" / vid / "fid_0" / f"{t:05d}.png")
-    else:
-        base = Path("AVS") / {"s4": "v1s", "ms3": "v1m", "avss": "v2"}[task] / vid
-        first = {"s4": (t,), "ms3": range(5), "avss": range(SECONDS)}[task]
-        image, sound = base / "frames" / f"{t}.png", base / "audio.flac"
-        row |= dict(vid=vid, uid=vid)
-        target = clip.masks[targets].any(0)[t]
-        label = encode_classes(np.where(target, maps[t], 0)) if task == "avss" \
-            else Image.fromarray(255 * target.astype(np.uint8))
-        _save(label, folder / task / base / ("labels_rgb" if task == "avss" else "labels_semantic") / f"{t}.png")
-    if task != "arig":
-        _save(encode_classes(maps[t]), folder / task / base / "visible" / f"{t}.png")
-    for second in first:
-        _save(Image.fromarray(clip.frames[second]), folder / task / base / "frames" / f"{second}.png")
-    _link(folder / "clips" / f"{vid}.flac", folder / task / sound)
-    return row | dict(image_path=str(image), audio_path=str(sound))
+    spec, base = TASKS[task], Path(TASKS[task].clips_folder) / vid
+    image, sound = base / "frames" / f"{t}.png", base / "audio.flac"
+    row |= with_known_keys({}, task, vid=vid, uid=vid, fid=0)
+    row |= dict(image_path=str(image), audio_path=str(sound))
+
+    # The mask of the frame in question, and the class map of everything in it.
+    if spec.masks:
+        mask = clip.masks[targets].any(0)[t]                                              # (H,W)
+        path = spec.mask_path(row, folder / task / image, vid)
+        label = encode_classes(np.where(mask, maps[t], 0)) if spec.by_class else \
+            Image.fromarray(255 * mask.astype(np.uint8))
+        save(label, path)
+        save(encode_classes(maps[t]), folder / task / base / "visible" / f"{t}.png")
+
+    for second in (t,) if spec.frames == 1 else range(spec.frames):
+        save(Image.fromarray(clip.frames[second]), folder / task / base / "frames" / f"{second}.png")
+    link(folder / "clips" / f"{vid}.flac", folder / task / sound)
+    return row
 
 
-def _video(row: dict, task: str, folder: Path, vid: str, number: int) -> dict:
+def link_video(row: dict, task: str, folder: Path, vid: str, number: int) -> dict:
     """Links the strip and the sound of one row of a task on videos; returns the row with its paths."""
-    _link(folder / "clips" / f"{vid}.png", folder / task / "video" / f"{vid}.png")
-    _link(folder / "clips" / f"{vid}.flac", folder / task / "audio" / f"{vid}.flac")
-    names = {"ave": dict(vid=vid), "avvp": dict(vid=vid, filename=vid), "avcap": dict(video_id=vid),
-             "avqa": dict(video_id=vid, question_id=number)}[task]
-    return names | row | dict(video_path=f"{vid}.png", audio_path=f"{vid}.flac")
+    link(folder / "clips" / f"{vid}.png", folder / task / "video" / f"{vid}.png")
+    link(folder / "clips" / f"{vid}.flac", folder / task / "audio" / f"{vid}.flac")
+    named = with_known_keys(row, task, vid=vid, filename=vid, video_id=vid, question_id=number)
+    return named | dict(video_path=f"{vid}.png", audio_path=f"{vid}.flac")
 
 
 def write_clip(plan: Plan, job: tuple[str, int, tuple[str, ...]]) -> tuple[str, dict, list[tuple[str, dict]]]:
@@ -122,17 +166,19 @@ def write_clip(plan: Plan, job: tuple[str, int, tuple[str, ...]]) -> tuple[str, 
     numbers = [class_names(plan.bank.categories).index(name) for name in view.names]
     maps = np.stack([class_map(clip.masks[:, t], numbers) for t in range(SECONDS)])       # (T,H,W)
     clips = plan.out / "clips"
-    _save(Image.fromarray(clip.frames.reshape(-1, plan.image, 3)), clips / f"{vid}.png")
-    _save(encode_classes(maps.reshape(-1, plan.image)), clips / f"{vid}.labels.png")
-    soundfile.write(clips / f"{vid}.flac", clip.waveform, RATE, subtype="PCM_16", compression_level=0.0)
+    save(Image.fromarray(clip.frames.reshape(-1, plan.image, 3)), clips / f"{vid}.png")
+    save(encode_classes(maps.reshape(-1, plan.image)), clips / f"{vid}.labels.png")
+    save_sound(clip.waveform, clips / f"{vid}.flac")
     rng, rows = np.random.default_rng([seed, 7]), []
     for task in tasks:
         for number, row in enumerate(POSE[task](view, rng)):
-            if task == "avqa" and vid.startswith("train") and rng.random() > QUESTIONS:
+            if task in KEPT and vid.startswith("train") and rng.random() > KEPT[task]:
                 continue
-            video = task in ("ave", "avvp", "avqa", "avcap")
-            rows.append((task, _video(row, task, plan.out, vid, number) if video
-                         else _frames(row, task, clip, maps, view, plan.out, vid)))
+            if TASKS[task].on_video:
+                row = link_video(row, task, plan.out, vid, number)
+            else:
+                row = write_frames(row, task, clip, maps, plan.out, vid)
+            rows.append((task, row))
     return vid, dict(seed=seed, boxes=np.round(boxes, 5).tolist()), rows
 
 
@@ -157,30 +203,33 @@ def write(out: Path, clips: int, test_clips: int, image: int = 64, seed: int = 0
     """Writes `clips` training and `test_clips` test clips and their annotations to a folder, with a progress bar.
 
     cap: rows a task at most in the test split (three times as many questions, they come in nine kinds). The JSON
-    files are written last: a folder that has them is whole.
+    files are written last, clips.json after all others: a folder that has it is whole. Raises DataError for a bank's
+    file, CheckpointError where a file cannot be written.
     """
     if not 0 <= seed <= MAX_SEED:
         raise ValueError(f"--seed: expected 0 to {MAX_SEED}, found {seed}: beyond lie the test set's scenes and looks")
     plan = Plan(Path(out), image, bank or Procedural())
     classes = class_names(plan.bank.categories)
-    (plan.out / "clips").mkdir(parents=True, exist_ok=True)
+    # clips/ without clips.json means that the rendering was stopped (av_uie/rows.py refuses it).
+    with one_line(plan.out, "written"):
+        (plan.out / "clips").mkdir(parents=True, exist_ok=True)
+        (plan.out / "clips.json").unlink(missing_ok=True)
     masters = {}
     workers = workers or os.cpu_count() or 1
-    with ProcessPoolExecutor(workers) as pool, tqdm(total=clips + test_clips, desc="render", unit="clip") as bar:
+    with ProcessPoolExecutor(workers, initializer=end_with_parent) as pool, \
+            tqdm(total=clips + test_clips, desc="render", unit="clip") as bar:
         for split, count in (("train", clips), ("test", test_clips)):
             rows: dict[str, list] = {task: [] for task in POSE}
             for vid, master, found in pool.map(partial(write_clip, plan), _jobs(split, count, seed), chunksize=16):
                 masters[vid] = master
                 bar.update()
                 for task, row in found:
-                    if split == "train" or len(rows[task]) < cap * (3 if task == "avqa" else 1):
+                    if split == "train" or len(rows[task]) < cap * MORE_TEST_ROWS.get(task, 1):
                         rows[task].append(row)
             for task, entries in rows.items():
                 if count and not entries:
                     raise DataError(plan.out / task, split, f"{count} clips pose no sample of this task: make more")
-                (plan.out / task).mkdir(exist_ok=True)
-                path = plan.out / task / f"{split}.json"
-                path.write_text(json.dumps(entries, default=_plain, indent=0))
-    (plan.out / "classes.json").write_text(json.dumps(classes))
-    (plan.out / "clips.json").write_text(json.dumps(
-        dict(version=WORLD, image=image, categories=list(plan.bank.categories), clips=masters)))
+                save_json(entries, plan.out / task / f"{split}.json", default=_plain, indent=0)
+    save_json(classes, plan.out / "classes.json")
+    save_json(dict(version=WORLD, image=image, rows_per_task=cap,
+                   categories=list(plan.bank.categories), clips=masters), plan.out / "clips.json")
