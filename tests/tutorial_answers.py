@@ -1039,7 +1039,7 @@ def package_embed(embeds, slots, tokens, words=None):
         return embeds if len(calls) == 1 else torch.zeros_like(embeds)
 
     crab = SimpleNamespace(llm=SimpleNamespace(embed=table), ids=SpecialIds(1, 2, (3, 8), 9))
-    return Crab.embed(crab, SimpleNamespace(ids=ids), tokens, tokens[:0])
+    return Crab.embed(crab, ids, tokens, tokens[:0])
 
 
 right("masked_write")(package_embed)
@@ -1686,7 +1686,7 @@ def partner_of_the_package(k, rows):
         SimpleNamespace(
             task=rows[j]["task"],
             clip=rows[j]["clip"],
-            row=dict(event=",".join(rows[j]["names"])),
+            fields=dict(event=",".join(rows[j]["names"])),
             place=j,
         )
         for j in same

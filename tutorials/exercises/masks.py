@@ -1,5 +1,6 @@
 """Notebook 10: from a word to pixels."""
 
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -26,9 +27,9 @@ def mask_states(hidden, ids, loss_mask, first, last):
 
 @mask_states.answered_by
 def _(hidden, ids, loss_mask, first, last):
-    return Crab.mask_states(
-        SimpleNamespace(ids=SimpleNamespace(masks=(first, last))), hidden, ids, loss_mask
-    )
+    crab = SimpleNamespace(ids=SimpleNamespace(masks=(first, last)))
+    crab.is_mask, crab.grouped = partial(Crab.is_mask, crab), partial(Crab.grouped, crab)
+    return Crab.mask_states(crab, hidden, ids, loss_mask)
 
 
 @mask_states.placed_by

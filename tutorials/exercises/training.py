@@ -23,7 +23,7 @@ def answer_loss(logits, ids, loss_mask):
 @answer_loss.answered_by
 def _(logits, ids, loss_mask):
     crab = SimpleNamespace(llm=SimpleNamespace(head=torch.nn.Identity()))
-    total, count = Crab.text_loss(crab, SimpleNamespace(ids=ids, loss_mask=loss_mask), logits)
+    total, count = Crab.text_loss(crab, logits, SimpleNamespace(ids=ids, loss_mask=loss_mask))
     return total / count
 
 

@@ -2,10 +2,12 @@
 
 import numpy as np
 
+from crab_mini.metrics.events import runs
+
 from ..exercise import exercise
 
 
-@exercise("02", lives="crab_mini.world.annotate:spans", replaces=False)
+@exercise("02", lives="crab_mini.metrics.events:runs", replaces=False)
 def spans_of_both(seen, heard):
     """The runs of seconds in which a thing is seen AND heard: two (T,) bool arrays -> [(start,
     end)], end excluded.
@@ -17,9 +19,7 @@ def spans_of_both(seen, heard):
 
 @spans_of_both.answered_by
 def _(seen, heard):
-    from crab_mini.world.annotate import spans
-
-    return spans(np.asarray(seen) & np.asarray(heard))
+    return runs(np.asarray(seen) & np.asarray(heard))
 
 
 def row(text: str) -> np.ndarray:

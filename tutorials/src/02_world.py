@@ -21,12 +21,13 @@ except ModuleNotFoundError:
         "this notebook runs in the folder tutorials/ of crab_mini: jupyter lab tutorials"
     ) from None
 
+import json
 from collections import Counter
 
 import numpy as np
 from crab_mini import metrics
-from crab_mini.world.annotate import ROWS, View, spans
-from crab_mini.world.questions import KINDS, avqa
+from crab_mini.world.annotate import ROWS, View
+from crab_mini.world.questions import avqa
 from crab_mini.world.render import render
 from crab_mini.world.scene import RATE, SECONDS, sample_scene
 from crab_mini.world.write import boxes_of
@@ -95,7 +96,7 @@ rows = (
 )
 for i, name in enumerate(view.names):
     for k, (label, table, colour) in enumerate(rows):
-        bars = [(start, end - start) for start, end in spans(table[i])]
+        bars = [(start, end - start) for start, end in metrics.runs(table[i])]
         axis.broken_barh(bars, (i + 0.27 * k, 0.22), color=colour, label=label if i == 0 else None)
 axis.set(
     yticks=[i + 0.38 for i in range(len(view.names))],
@@ -325,7 +326,7 @@ answers: dict[str, Counter] = {}
 for one in views[:1200]:
     for row in avqa(one, rng):
         answers.setdefault(row["type"], Counter())[row["answer"]] += 1
-kinds = [f'["{a}", "{b}"]' for a, b in KINDS]
+kinds = sorted(answers)
 usual = [max(answers[kind].values()) / answers[kind].total() for kind in kinds]
 even = [1 / len(answers[kind]) for kind in kinds]
 figure, axis = plt.subplots(figsize=(7, 2.8))
@@ -333,7 +334,7 @@ places = np.arange(len(kinds))
 axis.barh(places - 0.2, usual, 0.38, label="always the most frequent answer")
 axis.barh(places + 0.2, even, 0.38, color=COLOURS[4], label="an even spread")
 axis.set(
-    yticks=places, yticklabels=[" ".join(kind) for kind in KINDS], xlabel="accuracy", xlim=(0, 1)
+    yticks=places, yticklabels=[" ".join(json.loads(kind)) for kind in kinds], xlabel="accuracy", xlim=(0, 1)
 )
 axis.invert_yaxis()
 axis.legend()
@@ -363,6 +364,6 @@ print(
 #    (`crab_mini/world/dials.py`). Which of this notebook's checks would still pass if they were the
 #    same, and what would you then not know?
 #
-# Solutions: `crab_mini/world/annotate.py: spans`, `crab_mini/metrics/events.py: second_labels,
+# Solutions: `crab_mini/metrics/events.py: runs, second_labels,
 # ave_accuracy`. Next: [03 Sound](README.md), once it is there; the [list of notebooks](README.md)
 # says which are.
