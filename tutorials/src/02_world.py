@@ -88,10 +88,10 @@ plt.show()
 # %%
 view = View(scene, boxes_of(clip.masks))
 figure, axis = plt.subplots(figsize=(8, 0.9 * len(view.names) + 0.9))
-both = view.visible & view.heard_at
+both = view.visible & view.audible
 rows = (
     ("seen", view.visible, COLOURS[0]),
-    ("heard", view.heard_at, COLOURS[1]),
+    ("heard", view.audible, COLOURS[1]),
     ("both", both, "#666666"),
 )
 for i, name in enumerate(view.names):
@@ -279,7 +279,7 @@ print(f"share of background seconds        {background:.3f}")
 
 # %%
 seen = np.concatenate([one.visible.ravel() for one in views])
-heard = np.concatenate([one.heard_at.ravel() for one in views])
+heard = np.concatenate([one.audible.ravel() for one in views])
 shown = np.concatenate(
     [np.repeat(one.visible.any(1), SECONDS) for one in views]
 )  # things that have a picture at all
