@@ -9,7 +9,7 @@ import json
 import sys
 from pathlib import Path
 
-from ..errors import DataError
+from ..errors import DataError, run_program
 from ..tasks.base import TASKS, load_plugin, parse_tasks
 from .check import check
 from .draw import panel
@@ -77,4 +77,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_program(main))
