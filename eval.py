@@ -23,7 +23,7 @@ from crab_mini import bundle
 from crab_mini.av_uie.rows import event_names, read_annotations, tasks_in
 from crab_mini.av_uie.samples import decode
 from crab_mini.config import ConfigError
-from crab_mini.errors import CheckpointError, DataError
+from crab_mini.errors import CheckpointError, DataError, run_program
 from crab_mini.evaluation.generate import LIMIT, SHUFFLES, answer, partners
 from crab_mini.evaluation.own_files import Request, encoded, sample_of
 from crab_mini.evaluation.pictures import masks_of, picture_of, save
@@ -234,6 +234,8 @@ def main(argv: list[str] | None = None) -> int:
         bundle.require(options.ckpt, facts)
         features = Features(crab.to(device), device, precision, options.cache_features)
         (ask if options.own else evaluate)(crab, tokenizer, features, facts, options)
+    except BrokenPipeError:
+        raise                               # see run_program
     except (ConfigError, DataError, CheckpointError, ValueError, OSError) as error:
         print(f"eval.py: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -247,4 +249,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_program(main))

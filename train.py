@@ -16,6 +16,7 @@ stage trains, crab_mini/training/loop.py how.
 import argparse
 import dataclasses
 import functools
+import os
 import sys
 import time
 import zlib
@@ -28,13 +29,16 @@ from crab_mini import bundle
 from crab_mini.av_uie.class_lists import classes_of
 from crab_mini.av_uie.rows import event_names, tasks_in
 from crab_mini.config import Config, ConfigError, override
-from crab_mini.errors import CheckpointError, DataError, NonFiniteLoss
+from crab_mini.errors import CheckpointError, DataError, NonFiniteLoss, run_program
 from crab_mini.evaluation.generate import answer
 from crab_mini.evaluation.score import score
 from crab_mini.evaluation.tables import as_json, table
 from crab_mini.features.encoders import Features
 from crab_mini.features.rows import Split, left_out, usable
 from crab_mini.files import write_whole
+from crab_mini.fused_lora import KERNELS
+from crab_mini.fused_lora.dispatch import pick
+from crab_mini.model.lora import InteractionLoRALinear
 from crab_mini.options import STAGES, arguments, check, device_and_precision
 from crab_mini.pretrained import options as published
 from crab_mini.stages.clips import (
@@ -50,7 +54,7 @@ from crab_mini.stages.text import ScriptEmbeddings, world_text
 from crab_mini.tasks.base import load_plugin, parse_tasks
 from crab_mini.tokenizer import Tokenizer
 from crab_mini.training.distributed import connect, disconnect
-from crab_mini.training.loop import Run, fit
+from crab_mini.training.loop import Run, fit, made_with
 from crab_mini.training.rng import seed_all
 from crab_mini.world.clips import index_of
 from crab_mini.world.scene import CATEGORIES
@@ -122,9 +126,11 @@ def train_stages(stages: list[Stage], crab, known: dict, options, run: Run) -> N
         # Skip what published weights replace.
         if stage.name in skipped:
             continue
+        computed_with = {}
         if stage.lora:
-            crab.with_lora(options.kernel).to(run.device)
             where = run
+            crab.with_lora(kernel_to_use(stage.name, options, run)).to(run.device)
+            computed_with["kernel"] = kernel_of(crab, run)
 
         # Train the stage, or take it from its checkpoint if nothing that it depends on has changed.
         stage_cfg, module = getattr(cfg, stage.name), stage.module()
@@ -135,7 +141,29 @@ def train_stages(stages: list[Stage], crab, known: dict, options, run: Run) -> N
         if options.max_minutes:
             minutes = options.max_minutes * stage_cfg.minutes / all_minutes
         fingerprints[stage.name] = fit(stage.name, module, stage.batches(), stage_cfg, depends,
-                                       where, minutes, stage.lr_scale)
+                                       where, minutes, stage.lr_scale,
+                                       computed_with)
+
+
+def kernel_to_use(name: str, options: argparse.Namespace, run: Run) -> str:
+    """The kernel for the LoRA; a stage that goes on keeps the one that it began with.
+
+    Otherwise `auto` would take a kernel that was built in the meantime, which rounds differently.
+    """
+    asked = options.kernel or os.environ.get("CRAB_KERNEL") or "auto"
+    if asked != "auto" or not run.resume:
+        return options.kernel
+    before = made_with(run.out / f"{name}.pt", name).get("kernel")
+    return before if before in KERNELS else options.kernel
+
+
+def kernel_of(crab, run: Run) -> str:
+    """Which kernel computes the LoRA here: torch, cpp or cuda."""
+    dtype = torch.bfloat16 if run.precision == "bf16" else torch.float32
+    layer = next(m for m in crab.llm.modules() if isinstance(m, InteractionLoRALinear))
+    rows = layer.lora_A.detach().to(dtype)                                  # (r,in), as if N = r
+    module = pick(layer.kernel, rows, layer.lora_B).__name__
+    return module.rpartition("_")[2] if "crab_fused_lora" in module else "torch"
 
 
 def start(options: argparse.Namespace, cfg: Config) -> Run:
@@ -260,6 +288,8 @@ def main(argv: list[str] | None = None) -> int:
     """Trains and evaluates; 2 with one line of reason where that cannot be."""
     try:
         train_and_evaluate(argv)
+    except BrokenPipeError:
+        raise                               # see run_program
     except (ConfigError, DataError, CheckpointError, NonFiniteLoss, ValueError, OSError) as error:
         print(f"train.py: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -275,4 +305,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_program(main))

@@ -2,7 +2,12 @@
 was found.
 """
 
+import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
+
+CLOSED_PIPE = 141       # 128 + SIGPIPE, what a shell reports of a program that writes to nobody
 
 
 class DataError(ValueError):
@@ -34,3 +39,19 @@ class NonFiniteLoss(RuntimeError):
 
 class Interrupted(KeyboardInterrupt):
     """A stage was stopped by the user: where, and that --resume continues from there."""
+
+
+def run_program(main: Callable[[], int]) -> int:
+    """main's exit status; CLOSED_PIPE, without a word, where nobody reads its output any more.
+
+    As in `... | head -1`. `main` lets a BrokenPipeError through.
+    """
+    try:
+        try:
+            return main()
+        finally:
+            sys.stdout.flush()          # what is still to be written fails here and not at the end
+    except BrokenPipeError:
+        # The interpreter writes out what is left when it ends: into nothing.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return CLOSED_PIPE

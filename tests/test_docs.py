@@ -1,4 +1,4 @@
-"""What README.md, data/README.md and CONTRIBUTING.md say is so: paths, flags, commands and names are looked up.
+"""What the four pages say is so: paths, flags, commands and names are looked up.
 
 Nothing is skipped: a fenced block names its language, and whatever stands in backticks is a command, a flag, a path or
 words of the source. Only blocks of `text` are not held to anything.
@@ -25,7 +25,7 @@ from crab_mini.tokenizer import TAGS
 from crab_mini.world.write import write
 
 HOME = Path(__file__).parent.parent
-PAGES = {name: (HOME / name).read_text() for name in ("README.md", "data/README.md", "CONTRIBUTING.md")}
+PAGES = {name: (HOME / name).read_text() for name in ("README.md", "data/README.md", "CONTRIBUTING.md", "SECURITY.md")}
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
 PROJECT = tomllib.loads((HOME / "pyproject.toml").read_text())
 SOURCE = "\n".join(path.read_text() for folder in ("crab_mini", "tests") for path in (HOME / folder).rglob("*.py")

@@ -564,7 +564,7 @@ def test_an_unknown_notebook_and_missing_tools_are_one_line(monkeypatch, capsys)
     monkeypatch.setattr(build, "NEEDED", ("jupytext", "no_such_tool"))
     assert build.main(["02"]) == 1
     assert re.fullmatch(
-        r"error: building notebooks needs .*no_such_tool: pip install -e '\.\[dev,tutorials\]'\n",
+        r"error: building notebooks needs .*no_such_tool: pip install -e '\.\[tutorials\]'\n",
         capsys.readouterr().err,
     )
 

@@ -119,7 +119,7 @@ def tools():
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise BuildError(
-            f"building notebooks needs {', '.join(missing)}: pip install -e '.[dev,tutorials]'"
+            f"building notebooks needs {', '.join(missing)}: pip install -e '.[tutorials]'"
         )
     return tuple(importlib.import_module(name) for name in NEEDED[:3])
 

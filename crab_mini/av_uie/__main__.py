@@ -10,7 +10,7 @@ import json
 import sys
 from pathlib import Path
 
-from ..errors import CheckpointError, DataError
+from ..errors import CheckpointError, DataError, run_program
 from ..files import write_result
 from ..tasks.base import TASKS, load_plugin, parse_tasks
 from ..world.clips import examine
@@ -79,4 +79,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_program(main))

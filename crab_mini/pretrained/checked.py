@@ -83,8 +83,8 @@ def load(call: str, build: Callable[[], nn.Module], tables: tuple[Mapping[str, s
     try:
         with torch.device("meta"):
             module = build()
-    except ValueError as error:
-        raise WeightsError(f"{call}: config: {error}") from None
+    except (ValueError, RuntimeError, OverflowError) as error:      # sizes that do not fit or exist
+        raise WeightsError(f"{call}: config: {str(error).splitlines()[0]}") from None
 
     # The shapes that this module has, under the names that the file uses.
     own, copies = module.state_dict(), copies or {}
@@ -112,6 +112,27 @@ def number(call: str, config: Mapping, name: str, kind: type = int, default=None
         raise WeightsError(f"{call}: config '{name}': expected {kind.__name__} above 0, "
                            f"found {found}")
     return kind(value)
+
+
+def layers_of(call: str, config: Mapping, name: str, state: Mapping) -> int:
+    """The number of layers; WeightsError for more than the file has tensors.
+
+    Each layer has some, so building an outline takes no longer than the file is large.
+    """
+    layers = number(call, config, name)
+    if layers > len(state):
+        raise WeightsError(f"{call}: config '{name}': expected at most the {len(state)} tensors of "
+                           f"the file, found {layers}")
+    return layers
+
+
+def section(call: str, config: Mapping, name: str) -> Mapping:
+    """A section of the configuration, empty where it is absent or null."""
+    value = config.get(name)
+    if value is not None and not isinstance(value, Mapping):
+        raise WeightsError(f"{call}: config '{name}': expected fields, "
+                           f"found {type(value).__name__}")
+    return value or {}
 
 
 def require(call: str, config: Mapping, **needed) -> None:

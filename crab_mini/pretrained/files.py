@@ -5,8 +5,9 @@
     load_file("llama")                      a folder: its index JSON and the shards it names, or
                                             its single file
 `load_config` finds the configuration that belongs to such a file. No code in a file is run
-(weights_only=True). Safetensors are read with the library of that name, an optional extra: pip
-install -e ".[weights]".
+(weights_only=True). A flipped bit in a published file cannot be noticed: neither format has a
+checksum that is cheap to compare for gigabytes; the publisher's SHA-256 tells. Safetensors are read
+with the library of that name, an optional extra: pip install -e ".[weights]".
 """
 
 import json
@@ -57,7 +58,7 @@ def _read_json(path: Path) -> dict:
     """The object of a JSON file."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise WeightsError(f"{path}: expected a JSON file, found none "
                            f"({type(error).__name__})") from None
     if not isinstance(content, dict):
@@ -75,9 +76,7 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
     # Index and shards must agree both ways: no tensor elsewhere than the index says, none missing.
     state = {}
     for name in sorted(set(where.values())):
-        if Path(name).name != name:
-            raise WeightsError(f"{index}: expected shards beside the index, found '{name}'")
-        shard = load_file(index.parent / name)
+        shard = load_file(_shard(index, name))
         for key in shard:
             if where.get(key) != name:
                 raise WeightsError(f"{index}: {key}: expected in {where.get(key, 'no shard')}, "
@@ -87,6 +86,28 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
         if key not in state:
             raise WeightsError(f"{index}: {key}: expected in {name}, found nothing")
     return state
+
+
+def _shard(index: Path, name: str) -> Path:
+    """A shard that an index names; WeightsError unless it is a weight file beside the index.
+
+    A link may lead within the folder, or to the `blobs` of the download cache in whose `snapshots`
+    the folder is. An index that names an index could name itself.
+    """
+    shard, folder = index.parent / name, index.parent.resolve()
+    if Path(name).name != name or shard.suffix not in (*TORCH_SUFFIXES, ".safetensors"):
+        raise WeightsError(f"{index}: expected weight files beside the index, found '{name[:80]}'")
+    try:
+        real, regular = shard.resolve(), shard.is_file()
+    except (OSError, RuntimeError):         # a name too long, a link in a circle
+        regular = False
+    if not regular:
+        raise WeightsError(f"{index}: expected a file '{name[:80]}' beside it, found none")
+    cached = folder.parent.name == "snapshots" and real.parent == folder.parents[1] / "blobs"
+    if not (real.is_relative_to(folder) or cached):
+        raise WeightsError(f"{index}: expected '{name[:80]}' beside it, found a link that leads "
+                           "elsewhere")
+    return shard
 
 
 def _file_in(folder: Path) -> Path:

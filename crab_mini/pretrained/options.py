@@ -116,6 +116,8 @@ def tokenizer_of(options: Namespace, llm: nn.Module) -> Tokenizer:
 
     ConfigError if it is another model's.
     """
+    if not options.tokenizer.is_file():         # a pipe would be waited for
+        raise ConfigError(f"--tokenizer {options.tokenizer}: expected a file, found none")
     tokenizer = Tokenizer.load(options.tokenizer)
     if tokenizer.known != llm.cfg.vocab_size:
         raise ConfigError(f"--tokenizer {options.tokenizer}: expected {llm.cfg.vocab_size} pieces, "

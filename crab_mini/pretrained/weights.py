@@ -23,7 +23,7 @@ from ..model.llm import LLM
 from ..model.lora import InteractionLoRALinear
 from ..model.mask_decoder import MaskDecoder
 from ..model.vision_encoder import ViT
-from .checked import load, number, require, take, two_numbers
+from .checked import layers_of, load, number, require, section, take, two_numbers
 from .files import load_config, load_file
 from .sam_prompts import PromptedDecoder, PromptEncoder
 
@@ -77,6 +77,7 @@ def beats(config: Mapping, state_dict: Mapping[str, Tensor]) -> BEATs:
         "ffn_dim": "encoder_ffn_embed_dim", "conv_pos": "conv_pos",
         "conv_pos_groups": "conv_pos_groups", "buckets": "num_buckets",
         "max_distance": "max_distance"}.items()}
+    layers_of(call, config, "encoder_layers", state_dict)
     table = "encoder.layers.{}.self_attn.relative_attention_bias.weight"
     copies = {table.format(layer): table.format(0) for layer in range(1, fields["layers"])}
     return load(call, lambda: BEATs(AudioConfig(**fields)), (BEATS_NAMES,), state_dict, BEATS_SPARE,
@@ -91,9 +92,9 @@ def clip_vit(config: Mapping, state_dict: Mapping[str, Tensor]) -> ViT:
     of ViT-L/14's 24.
     """
     call = "weights.clip_vit"
-    config = config.get("vision_config", config)
+    config = section(call, config, "vision_config") or config
     require(call, config, hidden_act="quick_gelu", num_channels=3)
-    layers = number(call, config, "num_hidden_layers")
+    layers = layers_of(call, config, "num_hidden_layers", state_dict)
     cfg = VisionConfig(
         image=number(call, config, "image_size"), patch=number(call, config, "patch_size"),
         dim=number(call, config, "hidden_size"), layers=layers,
@@ -111,7 +112,7 @@ def llama(config: Mapping, state_dict: Mapping[str, Tensor]) -> LLM:
     """
     call = "weights.llama"
     # Newer files put rope_theta into a section of its own.
-    config = dict(config) | dict(config.get("rope_parameters") or {})
+    config = dict(config) | dict(section(call, config, "rope_parameters"))
     require(call, config, hidden_act="silu", tie_word_embeddings=False, attention_bias=False,
             mlp_bias=False, rope_scaling=None, rope_type="default")
     dim = number(call, config, "hidden_size")
@@ -119,7 +120,7 @@ def llama(config: Mapping, state_dict: Mapping[str, Tensor]) -> LLM:
     require(call, config, head_dim=dim // heads)
     cfg = LLMConfig(
         vocab_size=number(call, config, "vocab_size"), dim=dim,
-        layers=number(call, config, "num_hidden_layers"),
+        layers=layers_of(call, config, "num_hidden_layers", state_dict),
         heads=heads, kv_heads=number(call, config, "num_key_value_heads", default=heads),
         ffn_dim=number(call, config, "intermediate_size"),
         norm_eps=number(call, config, "rms_norm_eps", float, 1e-6),

@@ -25,6 +25,7 @@ import json
 from collections import Counter
 
 import numpy as np
+
 from crab_mini import metrics
 from crab_mini.world.annotate import ROWS, View
 from crab_mini.world.questions import avqa
@@ -94,7 +95,7 @@ rows = (
     ("heard", view.audible, COLOURS[1]),
     ("both", both, "#666666"),
 )
-for i, name in enumerate(view.names):
+for i in range(len(view.names)):
     for k, (label, table, colour) in enumerate(rows):
         bars = [(start, end - start) for start, end in metrics.runs(table[i])]
         axis.broken_barh(bars, (i + 0.27 * k, 0.22), color=colour, label=label if i == 0 else None)

@@ -22,6 +22,7 @@ import time
 
 import torch
 import torch.nn.functional as F
+
 from crab_mini.config import LLMConfig, StageConfig
 from crab_mini.model.attention import attend as package_attend
 from crab_mini.model.llm import LLM, RMSNorm, apply_rotary_emb, rotary_table
@@ -188,7 +189,7 @@ def train(layers: int, carry: bool, steps: int, gap: int = GAP):
             vocab_size=18, dim=32, layers=layers, heads=1, kv_heads=1, ffn_dim=64, rope_theta=100.0
         )
     )
-    optimizer = Optimizer(parameter_groups(llm, StageConfig(lr=3e-3, muon_lr=0.02)))
+    optimizer = Optimizer(parameter_groups(llm, StageConfig(steps, lr=3e-3, muon_lr=0.02)))
     test, curve = draw(400, torch.Generator().manual_seed(1), gap), []
     for step in range(steps):
         ids, names, places = draw(64, rng, gap)

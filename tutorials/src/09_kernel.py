@@ -22,12 +22,6 @@ except ModuleNotFoundError:
     ) from None
 
 import contextlib
-import io
-import statistics
-
-import torch
-import torch.nn.functional as F
-from crab_mini.fused_lora import bench, fused_lora, reference
 
 # %% [markdown]
 # ## The loop, as the paper writes it
@@ -36,9 +30,15 @@ from crab_mini.fused_lora import bench, fused_lora, reference
 # each turn of the loop makes: $Ax$ (again!), and a *full-size* output of $B_i$ that is scaled and
 # added. With $N$ tokens and an output of width `out`, that is $E$ tensors of $N \times
 # \mathrm{out}$, kept for the backward pass.
-
 # %%
 import inspect
+import io
+import statistics
+
+import torch
+import torch.nn.functional as F
+
+from crab_mini.fused_lora import bench, fused_lora, reference
 
 print(inspect.getsource(reference.loop))
 
