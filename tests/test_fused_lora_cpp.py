@@ -129,7 +129,9 @@ from crab_mini.fused_lora.bench import make
 tensors = make(4, 6, 5, "cpu", torch.float32, torch.float32)[:6]
 library = build.folder("cpp") / "crab_fused_lora_cpp.so"
 for kernel in ("auto", "cpp", "cpp"):
-    library.write_bytes(library.read_bytes()[:50000])
+    content = library.read_bytes()[:50000]
+    library.unlink()                # a new file: the old one is mapped into this process
+    library.write_bytes(content)
     build.load.cache_clear(), dispatch._decided.clear(), dispatch._said.clear()
     fused_lora(*tensors, 1.0, kernel=kernel)
 """)

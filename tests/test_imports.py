@@ -13,9 +13,11 @@ PACKAGE = HOME / "crab_mini"
 BASIC = {"config", "errors"}
 LAW = {
     "config": set(), "errors": set(), "tokenizer": set(), "metrics": set(), "fused_lora": set(), "batch": set(),
+    "config_check": {"config"},
     "files": {"errors"},
     "tasks": {"metrics", "errors"},
-    "av_uie": {"tasks", "files"} | BASIC,
+    "av_uie": {"tasks", "tokenizer", "files"} | BASIC,
+    "av_uie/__main__": {"av_uie", "world", "tasks", "files"} | BASIC,      # a program: it lies above the world
     "world": {"av_uie", "tasks", "metrics", "files"} | BASIC,
     "model": {"fused_lora", "batch"} | BASIC,
     "features": {"av_uie", "tasks", "model", "batch", "tokenizer", "files"} | BASIC,
@@ -23,8 +25,8 @@ LAW = {
     "training": {"batch", "files"} | BASIC,
     "evaluation": {"features", "tasks", "model", "av_uie", "batch", "tokenizer", "files"} | BASIC,
     "pretrained": {"model", "tokenizer"} | BASIC,
-    "bundle": {"model", "tokenizer", "training"} | BASIC,
-    "options": {"tasks", "tokenizer", "world", "fused_lora"} | BASIC,
+    "bundle": {"config_check", "model", "tokenizer", "training"} | BASIC,
+    "options": {"config_check", "tasks", "tokenizer", "world", "fused_lora"} | BASIC,
     "api": {"bundle", "evaluation", "features", "model", "tasks", "av_uie", "batch", "tokenizer"} | BASIC,
     "__init__": {"api"},
 }
@@ -59,6 +61,8 @@ def part_of(dotted: str) -> str | None:
 def own_part(path: Path) -> str:
     """The folder of a file, or the file itself where it lies flat in the package."""
     inside = path.relative_to(PACKAGE)
+    if str(inside.with_suffix("")) in LAW:
+        return str(inside.with_suffix(""))
     return inside.parts[0] if len(inside.parts) > 1 else inside.stem
 
 

@@ -22,6 +22,8 @@ from crab_mini.config import Config, ConfigError, override, preset
 from crab_mini.fused_lora import torch_path
 from crab_mini.options import STAGES, arguments, check, fields, parser
 from crab_mini.stages.clips import check_clips, clips_folder
+from crab_mini.world.bank import class_names
+from crab_mini.world.scene import CATEGORIES
 from crab_mini.world.write import write
 
 from . import small_av_uie
@@ -66,7 +68,7 @@ def test_every_option_and_every_field_is_read(monkeypatch, tmp_path):
             if frame.f_code.co_name in ("kept_for_llm", "kept_for_masks"):      # of VisionConfig: who asks them reads
                 frame = frame.f_back
             file = Path(frame.f_code.co_filename)
-            if file.name not in ("dataclasses.py", "config.py", "options.py", "argparse.py", "published.py"):
+            if file.name not in ("dataclasses.py", "config.py", "config_check.py", "options.py", "argparse.py", "published.py"):
                 read.add((name_of, key))
             return original(self, key)
         monkeypatch.setattr(kind, "__getattribute__", reading)
@@ -187,9 +189,11 @@ def test_the_miniature_lands_in_a_folder_that_can_be_typed_and_is_never_taken_fo
         write(folder, **numbers | change, workers=1)
         assert train.main(QUICK) == 2
         assert f"train.py: {folder}: {line}" in capsys.readouterr().err.splitlines()[-1]
-    index = json.loads((folder / "clips.json").read_text()) | dict(image=64, categories=["owl"], rows_per_task=1)
+    categories = ["owl", *CATEGORIES[1:]]                   # as of a bank
+    index = json.loads((folder / "clips.json").read_text()) | dict(image=64, categories=categories, rows_per_task=1)
     (folder / "clips.json").write_text(json.dumps(index))
-    with pytest.raises(ConfigError, match=f"{folder}: expected the world's own categories, found owl; --data"):
+    (folder / "classes.json").write_text(json.dumps(class_names(categories)))
+    with pytest.raises(ConfigError, match=f"{folder}: expected the world's own categories, found owl"):
         check_clips(folder, cfg, miniature=True)
     check_clips(folder, cfg, miniature=False)               # with --data it is taken as it is
 

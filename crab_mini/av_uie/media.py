@@ -21,14 +21,11 @@ from torch import Tensor
 from ..errors import DataError
 from ..tasks.class_names import AVSBENCH_CLASSES
 from .integrity import PICTURES, SOUNDS, damage
-from .resample import RATE, resample
+from .mono import BLOCK, Mono
+from .resample import RATE
 
 # Of a picture: a photograph of 64 megapixels passes, a decompression bomb does not.
 MAX_PIXELS = 64_000_000
-MAX_SECONDS = 1800.0        # of a recording
-MIN_RATE, MAX_RATE = 1000, 384_000          # samples a second of a recording
-MAX_CHANNELS = 64
-SILENCE = 1e-4              # a recording whose peak is below counts as silent: 3 steps of 16 bits
 
 
 # ---- files
@@ -60,24 +57,6 @@ def must_be_whole(path: Path, field: str, kinds: dict[str, str]) -> None:
         raise DataError(path, field, f"cannot be opened: {error.strerror}") from error
     if reason:
         raise DataError(path, field, reason)
-
-
-def inside(path: Path, root: Path, file: str | Path, field: str) -> Path:
-    """The path, if it stays inside the folder `root`, also when links are followed. Otherwise
-    DataError.
-
-    file, field: where the path was written, for the error.
-    """
-    try:
-        resolved = path.resolve()
-        if not resolved.is_relative_to(root.resolve()):
-            raise DataError(file, field, f"'{path.name}' leads outside the data folder")
-        path.exists()               # raises OSError if the name is too long for the file system
-    except (OSError, RuntimeError, ValueError) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(file, field, f"no usable path: {error}") from error
-    return path
 
 
 # ---- pictures
@@ -155,14 +134,13 @@ def open_label(path: Path, field: str, image_size: tuple[int, int] | None) -> Im
     return label
 
 
-def read_mask(path: str | Path, size: int, image_size: tuple[int, int] | None = None,
-              field: str = "mask") -> Tensor:
-    """A binary mask as (H,W) bool with H = W = size: true where any colour channel is above zero.
+def mask_pixels(path: Path, image_size: tuple[int, int] | None = None,
+                field: str = "mask") -> np.ndarray:
+    """A binary mask file as (height,width) bool: true where any colour channel is above zero.
 
     image_size: (width, height) of the picture that the mask belongs to. A mask of another size
     raises DataError.
     """
-    path = Path(path)
     label = open_label(path, field, image_size)
     with decoding(path, field, "mask"):
         # Palettes and other colour spaces are turned to colours first; transparency is ignored.
@@ -171,7 +149,13 @@ def read_mask(path: str | Path, size: int, image_size: tuple[int, int] | None = 
         values = np.asarray(label)  # (height,width) or (height,width,C)
         if label.mode in ("LA", "La"):
             values = values[..., :1]
-        return resize_nearest(values > 0 if values.ndim == 2 else (values > 0).any(-1), size)
+        return values > 0 if values.ndim == 2 else (values > 0).any(-1)
+
+
+def read_mask(path: str | Path, size: int, image_size: tuple[int, int] | None = None,
+              field: str = "mask") -> Tensor:
+    """`mask_pixels` as (H,W) bool with H = W = size."""
+    return resize_nearest(mask_pixels(Path(path), image_size, field), size)
 
 
 def palette() -> np.ndarray:
@@ -227,57 +211,45 @@ def decode_classes(label: Image.Image, path: Path, field: str) -> np.ndarray:
     return classes
 
 
-def read_classes(path: str | Path, size: int, image_size: tuple[int, int] | None = None,
-                 field: str = "mask") -> Tensor:
-    """A class map file as class numbers (H,W) int64 with H = W = size. image_size as in
-    `read_mask`.
+def class_pixels(path: Path, image_size: tuple[int, int] | None = None,
+                 field: str = "mask") -> np.ndarray:
+    """A class map file as class numbers (height,width) int64. image_size as in `mask_pixels`.
 
     Raises DataError for a number or a colour that AVSBench does not have.
     """
-    path = Path(path)
     label = open_label(path, field, image_size)
     with decoding(path, field, "mask"):
-        return resize_nearest(decode_classes(label, path, field), size)
+        return decode_classes(label, path, field)
+
+
+def read_classes(path: str | Path, size: int, image_size: tuple[int, int] | None = None,
+                 field: str = "mask") -> Tensor:
+    """`class_pixels` as (H,W) int64 with H = W = size."""
+    return resize_nearest(class_pixels(Path(path), image_size, field), size)
 
 
 # ---- sound
-
-def to_model_rate(samples: np.ndarray, rate: int, path: Path, field: str) -> Tensor:
-    """Samples (S,channels) float at `rate` -> waveform (S',) float32, mono, 16 kHz.
-
-    Raises DataError if there are no samples, if one is NaN or infinite, or if the recording is
-    silent. Silent means that no sample reaches SILENCE; quiet noise is accepted.
-    """
-    if len(samples) == 0:
-        raise DataError(path, field, "zero-length audio")
-    if not np.isfinite(samples).all():
-        raise DataError(path, field, "audio holds NaN or infinity")
-    waveform = resample(torch.from_numpy(samples.astype(np.float32).mean(1)), rate)
-    if waveform.abs().max() < SILENCE:
-        raise DataError(path, field, "silent audio")
-    return waveform
-
 
 def read_audio(path: str | Path, field: str = "audio") -> Tensor:
     """A wav, flac, ogg or mp3 file of any rate and number of channels as (S,) float32, mono, 16
     kHz.
 
-    Raises DataError if it cannot be used, also above MAX_SECONDS.
+    Raises DataError if it cannot be used; mono.py has the limits.
     """
     path = Path(path)
     must_be_whole(path, field, SOUNDS)
     with decoding(path, field, "audio"), soundfile.SoundFile(path) as file:
         # Limits first, so that a wrong header cannot ask for all of the memory.
-        if not MIN_RATE <= file.samplerate <= MAX_RATE or file.channels > MAX_CHANNELS:
-            raise DataError(path, field, f"{file.samplerate} Hz, {file.channels} channels: "
-                                         "not a recording")
-        if file.frames > MAX_SECONDS * file.samplerate:
-            raise DataError(path, field, f"longer than {MAX_SECONDS:.0f} s")
-        samples = file.read(dtype="float32", always_2d=True)  # (S,channels)
-        if len(samples) < file.frames:
-            raise DataError(path, field, f"cut off: {len(samples)} of {file.frames} samples "
-                                         "can be read")
-        return to_model_rate(samples, file.samplerate, path, field)
+        mono = Mono(file.samplerate, file.channels, path, field)
+        mono.must_fit(file.frames)
+        while mono.count < file.frames:
+            wanted = min(BLOCK // file.channels, file.frames - mono.count)
+            samples = file.read(wanted, dtype="float32", always_2d=True)        # (S,channels)
+            if len(samples) == 0:
+                raise DataError(path, field, f"cut off: {mono.count} of {file.frames} samples "
+                                             "can be read")
+            mono.add(samples)
+        return mono.waveform()
 
 
 def pieces(waveform: Tensor, starts: list[float], length: float = 1.0) -> Tensor:

@@ -1,0 +1,2 @@
+"""Thirteen notebooks that import crab_mini, exercises with checks, and the commands that build and
+grade them."""
