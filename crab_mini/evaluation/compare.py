@@ -55,7 +55,7 @@ def compare(columns: dict[str, list[dict]]) -> str:
 
 
 def main(words: list[str] | None = None) -> int:
-    """Prints the table; 2 with one line of reason where that cannot be."""
+    """Prints the table. Returns the exit status: 0, or 2 after one line that says what is wrong."""
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("columns", nargs="+", metavar="NAME=RUN[,RUN...]")

@@ -2,8 +2,8 @@
 
 Shuffling gives each sample another clip's frames, sound or both, to see what a task really uses.
 The other clip belongs to a sample of the same task, so that the prompt still fits, and differs in
-what is asked for: an exchange of one dog's bark for another's would show nothing. (AVCap and
-Ref-AVS name events only in their texts: theirs is just the next clip.)
+what is asked for: an exchange of one dog's bark for another's would show nothing. AVCap and Ref-AVS
+name events only in their texts; there the other clip is the next one.
 """
 
 import contextlib

@@ -1,6 +1,8 @@
 """The scores of the nine tasks: pure functions of arrays, lists and, for masks, tensors.
 
 A function of items returns one number for each; a function of a set returns one number or a dict.
+The program uses functions of items, because their means get an interval. `exact_match`,
+`mention_scores`, `avvp_scores`, `ciou` and `f_measure` give the score of a whole set in one call.
 An answer that could not be read is None and scores zero. This folder imports nothing of ours. Where
 official Crab computes a different number, it is in official.py, which only the tests use.
 """

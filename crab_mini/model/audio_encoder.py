@@ -128,7 +128,7 @@ class BEATs(nn.Module):
 
     def __init__(self, cfg: AudioConfig):
         super().__init__()
-        # What does not fit is said here, where the fields still have their names.
+        # Checked here, so that the error can name the fields of the configuration.
         if cfg.dim % cfg.heads or cfg.dim % cfg.conv_pos_groups or MEL_BINS % cfg.patch:
             raise ValueError("AudioConfig: dim must be a multiple of heads and of conv_pos_groups, "
                              f"and 128 of patch, found {cfg}")
@@ -149,7 +149,7 @@ class BEATs(nn.Module):
     def initialise(self) -> None:
         """Deep-norm's initial weights: Xavier's, some of them smaller by (8 * layers)^(1/4)."""
         nn.init.xavier_normal_(self.distance_bias.weight)
-        # Smaller is what the residual receives; queries and keys decide only where from.
+        # What adds to the residual starts smaller. Queries and keys do not add: they choose.
         small = (8 * self.cfg.layers) ** -0.25
         for layer in self.layers:
             attention = layer.attention

@@ -132,7 +132,7 @@ class Crab(nn.Module):
         if batch.masks is None:
             return Output(losses, states, None)
 
-        # 6. A mask token means what the state says that predicts it.
+        # 6. The state that predicts a mask token says what its mask shows.
         mask_states = self.mask_states(states, batch.ids, batch.loss_mask)            # (G,6,D)
         if batch.mask_features is None:
             return Output(losses, states, mask_states)
@@ -178,7 +178,7 @@ class Crab(nn.Module):
         embeds = self.llm.embed(ids)                                                  # (B,L,D)
         slot = (ids == self.ids.visual) | (ids == self.ids.audio)                     # (B,L)
 
-        # For each place, the last one up to it that is no placeholder: there stands the second.
+        # For each place, the last one up to it that is no placeholder: the second's number.
         place = torch.arange(ids.shape[1], device=slot.device).expand_as(slot)        # (B,L)
         word = place.masked_fill(slot, 0).cummax(1).values                            # (B,L)
         second = self.llm.embed(ids.gather(1, word))                                  # (B,L,D)
@@ -253,7 +253,10 @@ class Crab(nn.Module):
     # ---- what trains -----------------------------------------------------------------------------
 
     def freeze_except(self, *parts: nn.Module) -> None:
-        """Freezes everything but these parts (and within them what no output depends on)."""
+        """Freezes everything but these parts.
+
+        Inside them, parameters that no output depends on are frozen, too.
+        """
         self.requires_grad_(False)
         for part in parts:
             part.requires_grad_(True)

@@ -117,7 +117,7 @@ class TwoWayLayer(nn.Module):
         tokens = self.norm2(tokens + read)
         tokens = self.norm3(tokens + self.mlp(tokens))
 
-        # The other way: each place of the image learns what is asked for, and how much it is that.
+        # The other direction: each place of the image attends to the tokens.
         asked = self.cross_attn_image_to_token(keys, tokens + token_code, tokens)
         return tokens, self.norm4(image + asked)
 
@@ -293,6 +293,6 @@ def dice_loss(logits: Tensor, target: Tensor, smooth: float = 1.0, scale: float 
     s = `smooth` = 1 keeps an empty target's loss smooth: it falls with the predicted area
     (Milletari et al. 2016). Sums are divided by `scale`.
     """
-    # Overlap twice, over the two areas: 1 where they are equal.
+    # Twice the overlap, divided by the sum of the areas: 1 where both are equal.
     p, t = logits.float().sigmoid().flatten(1), target.float().flatten(1)
     return 1 - (2 * (p * t).sum(1) / scale + smooth) / ((p.sum(1) + t.sum(1)) / scale + smooth)

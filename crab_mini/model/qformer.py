@@ -76,7 +76,7 @@ class Layer(nn.Module):
 
     def forward(self, x: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
         """Queries x (N,Q,D), features twice (N,P,features), bias (n,Q,P) or None -> (N,Q,D)."""
-        # Queries first agree on who looks for what, then each reads the features.
+        # Queries attend to each other first, so that they can look for different things.
         x = self.norms[0](x + self.self_attention(x, x, x))
         x = self.norms[1](x + self.cross_attention(x, keys, values, bias))
         return self.norms[2](x + self.mlp(x))

@@ -96,7 +96,7 @@ def check_clips(folder: Path, cfg: Config, miniature: bool) -> None:
 class ClipFeatures:
     """The frozen encoders' features and the scripts of all clips. N clips, T seconds, Q slots.
 
-    visual (M,K,P,Dv), audio (M,P,Da)   float16, each different frame and second of sound once
+    visual (M,K,P,Dv), audio (M,P,Da)   float16; M: each different frame, or second of sound, once
     frames, sounds (N,T)                which row of `visual` and `audio` a second has
     visual_script, audio_script         (N,T,Q,words) float16: see world/script.py
     llm_layer, mask_layers              which of the K kept layers the Q-Former and the masks read

@@ -11,6 +11,7 @@ from .. import metrics
 from ..errors import DataError
 from .base import VIDEO, Task
 from .drawing import Drawing, Event
+from .fields import CLIP_SECONDS
 from .score import Answer, Score, listed_names, measure, most_frequent, same_name
 
 RANGE = re.compile(r"<range>\s*(\d+)\s*,\s*(\d+)\s*</range>")
@@ -70,13 +71,13 @@ class AVE(Task):
                  for name, start, end in self.events(a.sample.fields)]
         predicted = [(same_name(a.parsed[0]), *a.parsed[1:]) if a.parsed else None for a in answers]
 
-        # Labels of each second, (N,10) each; an unreadable answer is wrong in every second.
+        # Labels of each second, (N,T) each; an unreadable answer is wrong in every second.
         labels = np.array([metrics.second_labels(t) for t in truth])
-        seconds = np.array([metrics.second_labels(p) if p else ["unparsed"] * 10
+        seconds = np.array([metrics.second_labels(p) if p else ["unparsed"] * CLIP_SECONDS
                             for p in predicted])
 
         # The yardsticks: the right event at all times; what is most frequent, whatever the clip.
-        always = np.array([metrics.second_labels((name, 0, 10)) for name, _, _ in truth])
+        always = np.array([metrics.second_labels((name, 0, CLIP_SECONDS)) for name, _, _ in truth])
         constant = np.array([most_frequent(column.tolist()) for column in labels.T])
         name, span = most_frequent([t[0] for t in truth]), most_frequent([t[1:] for t in truth])
         return [

@@ -105,12 +105,12 @@ class AVVP(Task):
         predicted = [comparable(a.parsed) for a in answers]
 
         # The yardsticks: the right events at all times; the most frequent events at all times.
-        always = [{sense: [(name, 0, 10) for name, _, _ in events] for sense, events in t.items()}
-                  for t in truth]
+        always = [{sense: [(name, 0, CLIP_SECONDS) for name, _, _ in events]
+                   for sense, events in t.items()} for t in truth]
         usual = {}
         for sense in ("audio", "visual"):
             names = [name for t in truth for name in sorted({event[0] for event in t[sense]})]
-            usual[sense] = [(most_frequent(names), 0, 10)] if names else []
+            usual[sense] = [(most_frequent(names), 0, CLIP_SECONDS)] if names else []
 
         tables = []
         for events in (predicted, always, [usual] * len(truth)):

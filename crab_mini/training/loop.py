@@ -237,7 +237,7 @@ class Trainer:
             self.record(curve, meter)
             self.save(done=True)
 
-        # Who asked during the last step gets a whole stage, but no next one.
+        # A signal came during the last step: the stage is whole, and no other one begins.
         if any(self.run.processes.gather(self.stop.is_set())):
             raise Interrupted(f"{self.name}: finished, saved in {self.path}; the same command goes "
                               "on with the next stage")
