@@ -14,6 +14,7 @@ from crab_mini.av_uie.samples import decode
 from crab_mini.errors import DataError
 from crab_mini.features.cache import FeatureCache
 from crab_mini.model.state_hash import weights_key
+from crab_mini.tasks.base import TASKS
 
 from . import small_av_uie as small
 
@@ -54,6 +55,15 @@ def test_features_are_those_of_the_decoded_samples(root, tmp_path):
         assert torch.equal(cache.frames.array()[found.frames], plain.see(sample.frames).half())
         heard = plain.hear(fbank(sample.sounds.reshape(-1, 16000)).half()).half().view(*found.sounds.shape, 4)
         assert torch.equal(cache.sounds.array()[found.sounds], heard)
+
+
+def test_a_task_that_sees_fewer_seconds_of_a_clip_has_samples_of_its_own(root, tmp_path, monkeypatch):
+    cache = cache_of(tmp_path, Encoders())
+    row = next(row for row in read_annotations(root, "train") if row.task == "avcap")
+    whole, = cache.prepare([row], progress=False)
+    monkeypatch.setattr(type(TASKS["avcap"]), "frames", 5)          # as a plugin's task may have
+    part, = cache.prepare([row], progress=False)
+    assert len(whole.seconds) == 10 and part.seconds == [0, 1, 2, 3, 4] == decode(row, 16).seconds
 
 
 def test_what_is_the_same_is_encoded_once(root, tmp_path):

@@ -183,7 +183,7 @@ class FeatureCache:
         """Hash of the files' bytes and of what `decode` does with them for this row."""
         task = TASKS[row.task]
         if row.video is not None:
-            facts = ["video", task.long_clips]
+            facts = ["video", task.long_clips, task.frames]
         else:
             facts = [task.frames, task.loose_pictures, own_second(row), list(siblings(row))]
         files = [self.file_hash(path) for path in media_files(row)]

@@ -126,7 +126,7 @@ def with_known_keys(row: dict, task: str, **values) -> dict:
 
 def write_frames(row: dict, task: str, clip, maps: np.ndarray, folder: Path, vid: str) -> dict:
     """Writes the frames, sound and masks of one row of a task on pictures; returns the row with its paths."""
-    t = row.get("frame_idx", row.get("idx", 0))
+    t = row[TASKS[task].second_field]
     targets = row.pop("targets", [])
     spec, base = TASKS[task], Path(TASKS[task].clips_folder) / vid
     image, sound = base / "frames" / f"{t}.png", base / "audio.flac"
