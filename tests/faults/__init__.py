@@ -8,6 +8,7 @@
     own.py        cases of the user's own files and words for eval.py
     cases.py      seed -> one case, and the judge of its outcome
     known.py      cases that are known to fail, with the reason
+    kill.py       a process that dies at its n-th write; scenes.py: the runs that are killed
     fuzz.py       `python -m tests.faults.fuzz`: one seed again, or a search that goes on for long
 
 An outcome is right if the input is refused (one line with file, field and reason; exit status 2, of

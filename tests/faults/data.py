@@ -104,8 +104,7 @@ def annotations(rng: random.Random, folder: Path) -> Case:
         what, data = mutate.corrupted_text(paths[0].read_text(), rng)
     for path in paths:
         path.write_bytes(data)
-    names = ("test.json", "train.json", *(p.name for p in root.rglob("*.*")), "data folder")
-    return Case(f"{task}: {what}", both(root, task), names)
+    return Case(f"{task}: {what}", both(root, task), (str(root),))
 
 
 def places_of_lists(rng: random.Random, folder: Path) -> Case:

@@ -73,7 +73,8 @@ def main(argv: list[str] | None = None) -> int:
                 bad.append([seed, kind_of(seed), case.what, wrong])
                 print(f"seed {seed} ({kind_of(seed)}): {case.what}: {wrong}\n    {RERUN} {seed}", flush=True)
             if options.seed is not None:
-                print(f"{kind_of(seed)}: {case.what}: {verdict}, {outcome.seconds:.1f} s, {megabytes_beyond(outcome):.0f} MB")
+                used = megabytes_beyond(outcome)
+                print(f"{kind_of(seed)}: {case.what}: {verdict}, {outcome.seconds:.1f} s, {used:.0f} MB")
                 show(outcome)
             if time.monotonic() > end:
                 break

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from crab_mini.config import ConfigError
-from crab_mini.errors import WeightsError
+from crab_mini.errors import CheckpointError, WeightsError
 from crab_mini.options import arguments
 from crab_mini.pretrained import options as published
 
@@ -152,9 +152,7 @@ def weights_program(argv: list[str]) -> int:
         if "llm" in parts:
             published.tokenizer_of(options, parts["llm"])
         published.keys(parts)
-    except (ConfigError, WeightsError, ValueError, OSError, RuntimeError) as error:
-        if type(error) in (RuntimeError, ValueError):
-            raise
+    except (ConfigError, WeightsError, CheckpointError, ValueError, OSError) as error:
         print(f"train.py: {error}", file=sys.stderr)
         return 2
     return 0
@@ -176,7 +174,7 @@ def weights(rng: random.Random, folder: Path) -> Case:
     path = rng.choice(choices)
     what, refused = corrupt_weights(path, rng)
     # A flipped bit in tensors without checksums cannot be noticed: torch.load compares none.
-    names = (path.name, "config.json", *(choice.name for choice in choices))
+    names = (argv[0], *(choice.name for choice in choices))
     return Case(f"{part}: {path.name}: {what}", [("train", weights_program, argv)], names, None, refused)
 
 

@@ -119,7 +119,8 @@ def words(rng: random.Random, folder: Path) -> Case:
 def outputs(rng: random.Random, folder: Path) -> Case:
     """Places where results go: links are followed to a regular file, all else that is no file is refused."""
     place = folder / "out.json"
-    name = rng.choice(("FIFO", "link to a file", "link to nothing", "/dev/null link", "folder", "file", "-", "link to itself"))
+    name = rng.choice(("FIFO", "link to a file", "link to nothing", "/dev/null link", "folder", "file", "-",
+                       "link to itself"))
     kept = folder / "kept.json"
     kept.write_text("before")
     if name == "FIFO":

@@ -7,11 +7,7 @@ import os
 import random
 
 import pytest
-import torch
 
-from crab_mini.evaluation import generate
-
-from . import good
 from .cases import COUNT, KINDS, MEMORY, RERUN, kind_of, run
 from .child import Child
 from .fuzz import megabytes_beyond
@@ -20,18 +16,6 @@ from .known import KNOWN
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="os.fork is not there")
 FEW = 60                                    # cases of the fast run
 SLOWEST = 20                                # seconds of one case, while other work shares the machine
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """The good inputs; the working folder, torch's threads and the length of answers are given back."""
-    before, threads, limit_of = os.getcwd(), torch.get_num_threads(), generate.limit_of
-    root = tmp_path_factory.mktemp("faults")
-    good.make(root / "good")
-    yield root / "cases"
-    os.chdir(before)
-    torch.set_num_threads(threads)
-    generate.limit_of = limit_of
 
 
 def red(seeds: list[int], folder) -> list[str]:
