@@ -129,8 +129,104 @@ def test_lost_rows_are_encoded_again(root, tmp_path):
     for before, found in zip(first, cache.prepare(rows, progress=False)):
         assert torch.equal(cache.frames.array()[found.frames], before)
     (cache.folder / "frames/shape.json").write_text("[1,")
-    with pytest.raises(DataError, match="damaged, delete this folder"):
-        cache_of(tmp_path, Encoders()).prepare(rows, progress=False)
+    cache = cache_of(tmp_path, Encoders())
+    for before, found in zip(first, cache.prepare(rows, progress=False)):
+        assert torch.equal(cache.frames.array()[found.frames], before)
+    (cache.folder / "frames/shape.json").write_text("[1, 4]")
+    with pytest.raises(DataError, match="shape.json: feature cache: damaged, delete this folder"):
+        cache_of(tmp_path, Encoders()).prepare(read_annotations(root, "train"), progress=False)
+
+
+class Killed(BaseException):
+    """Ends a run where it stands: no `except` of the program catches it."""
+
+
+def ending_at(number, how, monkeypatch):
+    """The write of this number puts half of its bytes on the disk, and then `how` is raised."""
+    real, count = open, iter(range(10 ** 6))
+
+    def opened(path, mode="r", **more):
+        file = real(path, mode, **more)
+        if "b" not in mode or not set(mode) & set("wax"):
+            return file
+        write = file.write
+
+        class Half:
+            def __enter__(self):
+                return self
+
+            def __exit__(self, *_):
+                file.close()
+
+            def __getattr__(self, name):
+                return getattr(file, name)
+
+            def write(self, data):
+                if next(count) != number:
+                    return write(data)
+                write(data[:len(data) // 2])
+                file.flush()
+                raise how
+
+        return Half()
+    for module in ("crab_mini.features.store", "crab_mini.files"):
+        monkeypatch.setattr(f"{module}.open", opened, raising=False)
+    return count
+
+
+@pytest.mark.parametrize("how", [Killed(), OSError(28, "No space left on device")], ids=["killed", "full"])
+def test_a_run_that_ended_inside_any_write_goes_on(root, tmp_path, monkeypatch, how):
+    rows = read_annotations(root, "train", ["ave", "ms3"])
+    whole = cache_of(tmp_path / "whole", Encoders())
+    expected = whole.prepare(rows, progress=False)
+    number = 0
+    while True:
+        with monkeypatch.context() as patch:
+            count = ending_at(number, how, patch)
+            try:
+                cache_of(tmp_path / str(number), Encoders()).prepare(rows, progress=False)
+            except (Killed, DataError) as error:
+                assert isinstance(how, Killed) or "cannot be written: No space left" in str(error)
+            if next(count) <= number:
+                break                               # there are no more writes
+        cache = cache_of(tmp_path / str(number), Encoders())
+        for row, found in zip(expected, cache.prepare(rows, progress=False), strict=True):
+            assert torch.equal(cache.frames.array()[found.frames], whole.frames.array()[row.frames])
+            assert torch.equal(cache.sounds.array()[found.sounds], whole.sounds.array()[row.sounds])
+        number += 1
+    assert number > 8                               # two shapes, rows, keys, and the two lists
+
+
+def test_a_clip_whose_rows_were_lost_is_never_read_from_others(root, tmp_path):
+    """Its line leaves the list before new rows get the numbers that it names."""
+    ave, ms3 = (read_annotations(root, "train", [task]) for task in ("ave", "ms3"))
+    cache = cache_of(tmp_path, Encoders())
+    found = cache.prepare(ave, progress=False)[0]
+    expected = cache.frames.array()[found.frames].clone()
+    for name in ("rows.f16", "keys"):
+        (cache.folder / "frames" / name).write_bytes(b"")
+    cache_of(tmp_path, Encoders()).prepare(ms3 + read_annotations(root, "train", ["avqa"]), progress=False)
+    cache = cache_of(tmp_path, Encoders())
+    found = cache.prepare(ave, progress=False)[0]
+    assert torch.equal(cache.frames.array()[found.frames], expected)
+
+
+@pytest.mark.parametrize("name", ["frames/shape.json", "frames/keys", "sounds/rows.f16", "clips.jsonl", "files.jsonl"])
+@pytest.mark.parametrize("content", [None, b"", b"[", b"{}\n[]\n3\nnull\n", b"[" * 100000, bytes(4096),
+                                     b'{"clip": 3, "frames": "x", "sounds": [7], "file": 1, "is": []}\n'])
+def test_a_lost_or_foreign_file_of_the_cache_counts_as_empty(root, tmp_path, name, content):
+    rows = read_annotations(root, "train", ["ave", "ms3"])
+    cache = cache_of(tmp_path, Encoders())
+    first = [cache.frames.array()[found.frames].clone() for found in cache.prepare(rows, progress=False)]
+    if content is None:
+        (cache.folder / name).unlink()
+    else:
+        (cache.folder / name).write_bytes(content)
+    if name == "sounds/rows.f16" and content:
+        return                                      # rows have no checksum: only their length can be seen
+    cache = cache_of(tmp_path, Encoders())
+    for before, found in zip(first, cache.prepare(rows, progress=False), strict=True):
+        assert torch.equal(cache.frames.array()[found.frames], before)
 
 
 def test_rows_are_mapped_not_loaded(root, tmp_path):
@@ -140,7 +236,8 @@ def test_rows_are_mapped_not_loaded(root, tmp_path):
         before = maps.read()
     array = cache.frames.array()
     with open("/proc/self/maps") as maps:
-        assert "frames/rows.f16" in maps.read() and "frames/rows.f16" not in before
+        rows = str(cache.folder / "frames/rows.f16")
+        assert rows in maps.read() and rows not in before
     assert array.dtype == torch.float16 and array.shape == (10, 1, 2)
     assert cache.bytes_used() >= (cache.folder / "frames/rows.f16").stat().st_size == 10 * 2 * 2
 

@@ -34,7 +34,7 @@ from ..av_uie.samples import (
 )
 from ..errors import DataError
 from ..tasks.base import TASKS
-from .store import DIGEST, Store, append_lines, digest, read_lines
+from .store import DIGEST, Store, append_lines, digest, read_lines, writing
 
 try:
     import fcntl
@@ -58,29 +58,37 @@ class FeatureCache:
         """folder: given by the user. key: hash of the encoders. image_size: side in pixels."""
         self.folder, self.image_size = Path(folder) / key[:16], image_size
         self.encode_frames, self.encode_sounds = encode_frames, encode_sounds
-        try:
+        with writing(Path(folder)):
             self.frames, self.sounds = Store(self.folder / "frames"), Store(self.folder / "sounds")
-        except OSError as error:
-            reason = f"cannot be written: {error.strerror}"
-            raise DataError(folder, "feature cache", reason) from error
         self.clips: dict[str, dict] = {}
         self.hashes: dict[str, list] = {}
 
     @contextmanager
     def alone(self):
         """One process writes at a time; the next finds its work done (data-parallel training)."""
-        with open(self.folder / "lock", "w") as lock:
+        with writing(self.folder):
+            lock = open(self.folder / "lock", "w")
+        with lock:
             if fcntl is not None:
                 fcntl.flock(lock, fcntl.LOCK_EX)
             for store in (self.frames, self.sounds):
                 store.reload()
             # A clip whose rows were lost (a killed run, a damaged file) is encoded again.
-            self.clips = {line["clip"]: line for line in read_lines(self.folder / "clips.jsonl")
-                          if max(line["frames"], default=0) < len(self.frames.place)
-                          and max(sum(line["sounds"], []), default=0) < len(self.sounds.place)}
-            files = read_lines(self.folder / "files.jsonl")
+            lines = read_lines(self.folder / "clips.jsonl", self.has_rows)
+            self.clips = {line["clip"]: line for line in lines}
+            files = read_lines(self.folder / "files.jsonl", is_file_line)
             self.hashes = {line["file"]: line["is"] for line in files}
             yield
+
+    def has_rows(self, line: dict) -> bool:
+        """Whether a line of the list of clips names rows that are there; LookupError, TypeError
+        where it is no such line.
+        """
+        seen, heard = line["frames"], [row for piece in line["sounds"] for row in piece]
+        numbers = [line["target"], *line["seconds"], *seen, *heard]
+        return (isinstance(line["clip"], str) and all(type(n) is int and n >= 0 for n in numbers)
+                and max(seen, default=0) < self.frames.count
+                and max(heard, default=0) < self.sounds.count)
 
     def prepare(self, rows: list[Row], problems: list[DataError] | None = None,
                 progress: bool = True) -> list[Sample]:
@@ -205,6 +213,13 @@ class FeatureCache:
     def bytes_used(self) -> int:
         """Size of the features on disk."""
         return sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
+
+
+def is_file_line(line: dict) -> bool:
+    """Whether a line holds a file's name, its hash and four numbers of its state."""
+    name, (made, *state) = line["file"], line["is"]
+    return (isinstance(name, str) and isinstance(made, str) and len(state) == 4
+            and all(type(number) is int for number in state))
 
 
 def without_media(sample: Sample) -> Sample:

@@ -12,11 +12,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..errors import DataError
 from ..model.crab import Crab
 from ..model.state_hash import weights_key
 from .cache import FORMAT, FeatureCache
-from .store import Store
+from .store import Store, writing
 
 
 class Features:
@@ -28,11 +27,8 @@ class Features:
         self.crab, self.device, self.precision = crab, device, precision
         self.temporary = None if folder else tempfile.TemporaryDirectory(prefix="crab_features_")
         self.folder = folder or Path(self.temporary.name)
-        try:
+        with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            reason = f"cannot be written: {error.strerror}"
-            raise DataError(self.folder, "feature cache", reason) from error
 
     @cached_property
     def cache(self) -> FeatureCache:
