@@ -188,6 +188,8 @@ def from_dict(values: dict) -> Config:
     """The inverse of `Config.to_dict`, for version 0.1's names too; ConfigError names a field that is not known."""
     sections = typing.get_type_hints(Config)
     made = {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"expected sections and their fields, found {type(values).__name__}")
     for name, value in values.items():
         if name not in sections:
             raise ConfigError(f"{name}: no such section of the configuration{_nearest(name, sections)}")
@@ -195,6 +197,8 @@ def from_dict(values: dict) -> Config:
         if not dataclasses.is_dataclass(kind):
             made[name] = value
             continue
+        if not isinstance(value, dict):
+            raise ConfigError(f"{name}: expected a section, found {type(value).__name__}")
         known = {f.name for f in dataclasses.fields(kind)}
         value = {OLD_FIELDS.get((name, key), key): inner for key, inner in value.items()
                  if (name, key) not in OLD_CONSTANTS or inner != OLD_CONSTANTS[name, key]}
@@ -206,7 +210,7 @@ def from_dict(values: dict) -> Config:
 
 
 def _nearest(name: str, valid) -> str:
-    close = difflib.get_close_matches(name, list(valid), n=3, cutoff=0.4)
+    close = difflib.get_close_matches(str(name)[:80], list(valid), n=3, cutoff=0.4)
     return f"; nearest: {', '.join(close)}" if close else f"; expected one of {', '.join(sorted(valid))}"
 
 

@@ -14,13 +14,14 @@ from pathlib import Path
 import torch
 
 from .config import Config, ConfigError, override, preset
+from .config_check import check as check_config
+from .config_check import fields, shown
 from .fused_lora import KERNELS
 from .tasks.base import TASKS
 from .world.scene import MAX_SEED
 from .world.script import CELLS, VOICES
 
 STAGES = ("text", "see", "hear", "speak", "segment", "align", "instruct")
-MAY_BE_ZERO = ("seed", "muon_lr", "warmup", "weight_decay", "dropout")
 
 
 class Parser(argparse.ArgumentParser):
@@ -43,25 +44,11 @@ def device_and_precision(device: str, precision: str) -> tuple[torch.device, str
     return found, "bf16" if found.type == "cuda" or cpu else "fp32"
 
 
-def fields(cfg: Config) -> dict[str, object]:
-    """{"lora.heads": 3, ...}: every field of a configuration."""
-    flat = {"seed": cfg.seed, "reasoning": cfg.reasoning}
-    for section in dataclasses.fields(cfg):
-        part = getattr(cfg, section.name)
-        if dataclasses.is_dataclass(part):
-            flat |= {f"{section.name}.{field.name}": getattr(part, field.name) for field in dataclasses.fields(part)}
-    return flat
-
-
-def _shown(value) -> str:
-    return ",".join(map(str, value)) if isinstance(value, tuple) else "none" if value is None else value if isinstance(value, str) else f"{value:g}"
-
-
 def _listing() -> str:
     """All fields with their values in the default preset, a paragraph a section."""
     sections: dict[str, list[str]] = {}
     for name, value in fields(preset("tiny")).items():
-        sections.setdefault(name.partition(".")[0], []).append(f"--{name}={_shown(value)}")
+        sections.setdefault(name.partition(".")[0], []).append(f"--{name}={shown(value)}")
     return "\n".join(["Fields of the configuration are options too (config.py explains them); with tiny's values:", *(
         textwrap.fill("  ".join(names), 118, initial_indent="  ", subsequent_indent="      ", break_on_hyphens=False)
         for names in sections.values())])
@@ -139,38 +126,19 @@ def _pairs(rest: list[str], made: Parser) -> dict[str, str]:
 
 
 def check(cfg: Config, scripted: bool) -> None:
-    """ConfigError for numbers that cannot be or do not fit together. scripted: the LLM learns from scripts."""
-    for name, value in fields(cfg).items():
-        if isinstance(value, str):
-            continue
-        low = 0 if name.rpartition(".")[2] in MAY_BE_ZERO or name.startswith("vision.") and "layer" in name else 1e-12
-        for number in value if isinstance(value, tuple) else [value] * (value is not None):
-            if not low <= number < float("inf"):
-                raise ConfigError(f"--{name}: expected a number {'of at least' if not low else 'above'} 0, "
-                                  f"found {number:g}")
-    for name, seed, most in (("seed", cfg.seed, 2 ** 31 - 1), ("world.seed", cfg.world.seed, MAX_SEED)):
-        if seed > most:
-            raise ConfigError(f"--{name}: expected at most {most}, found {seed}")
-    vision, audio = cfg.vision, cfg.audio
-    multiples = {"vision.image": ("vision.patch", vision.image, vision.patch)}
-    multiples |= {f"{name}.dim": (f"{name}.heads", getattr(cfg, name).dim, getattr(cfg, name).heads)
-                  for name in ("vision", "audio", "visual_qformer", "audio_qformer", "mask")}
-    for name, (other, value, divisor) in multiples.items():
-        if value % divisor:
-            raise ConfigError(f"--{name}: expected a multiple of {other} {divisor}, found {value}")
-    for name, value in (("vision.dim", vision.dim), ("audio.dim", audio.dim)):
-        if value % 4:
-            raise ConfigError(f"--{name}: expected a multiple of 4, sine and cosine of two axes, found {value}")
-    for name in ("mask_layers", "llm_layer"):
-        value = getattr(vision, name)
-        if max(value if isinstance(value, tuple) else (value,)) > vision.layers:
-            raise ConfigError(f"--vision.{name}: expected at most {vision.layers}, the number of layers, "
-                              f"found {_shown(value)}")
-    if audio.max_distance <= audio.buckets // 4:
-        raise ConfigError("--audio.max_distance: expected more than a quarter of the buckets, "
-                          f"found {audio.max_distance}")
-    for name, slots in (("visual_qformer", CELLS), ("audio_qformer", VOICES)):
-        queries = getattr(cfg, name).queries
-        if scripted and queries != slots:
-            raise ConfigError(f"--{name}.queries: expected {slots}, the slots of the scripts that the LLM learns from "
-                              f"(any number with --llm-weights), found {queries}")
+    """ConfigError for numbers that cannot be or do not fit together.
+
+    scripted: the LLM learns from scripts.
+    """
+    try:
+        check_config(cfg)
+        if cfg.world.seed > MAX_SEED:
+            raise ConfigError(f"world.seed: expected at most {MAX_SEED}, found {cfg.world.seed}")
+        for name, slots in (("visual_qformer", CELLS), ("audio_qformer", VOICES)):
+            queries = getattr(cfg, name).queries
+            if scripted and queries != slots:
+                raise ConfigError(f"{name}.queries: expected {slots}, the slots of the scripts that "
+                                  f"the LLM learns from (any number with --llm-weights), "
+                                  f"found {queries}")
+    except ConfigError as error:
+        raise ConfigError(f"--{error}") from None

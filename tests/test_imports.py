@@ -13,6 +13,7 @@ PACKAGE = HOME / "crab_mini"
 BASIC = {"config", "errors"}
 LAW = {
     "config": set(), "errors": set(), "tokenizer": set(), "metrics": set(), "fused_lora": set(), "batch": set(),
+    "config_check": {"config"},
     "files": {"errors"},
     "tasks": {"metrics", "errors"},
     "av_uie": {"tasks", "files"} | BASIC,
@@ -23,8 +24,8 @@ LAW = {
     "training": {"batch", "files"} | BASIC,
     "evaluation": {"features", "tasks", "model", "av_uie", "batch", "tokenizer", "files"} | BASIC,
     "pretrained": {"model", "tokenizer"} | BASIC,
-    "bundle": {"model", "tokenizer", "training"} | BASIC,
-    "options": {"tasks", "tokenizer", "world", "fused_lora"} | BASIC,
+    "bundle": {"config_check", "model", "tokenizer", "training"} | BASIC,
+    "options": {"config_check", "tasks", "tokenizer", "world", "fused_lora"} | BASIC,
     "api": {"bundle", "evaluation", "features", "model", "tasks", "av_uie", "batch", "tokenizer"} | BASIC,
     "__init__": {"api"},
 }
