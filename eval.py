@@ -31,7 +31,7 @@ from crab_mini.evaluation.score import score
 from crab_mini.evaluation.tables import as_json, comparison, lines, table
 from crab_mini.features.encoders import Features
 from crab_mini.features.rows import Split, left_out
-from crab_mini.files import one_line, write_whole
+from crab_mini.files import STDOUT, must_be_writable, write_result
 from crab_mini.options import Parser, add_arithmetic_options, device_and_precision
 from crab_mini.tasks.base import TASKS, load_plugin, parse_tasks
 from crab_mini.tasks.score import Answer
@@ -168,24 +168,13 @@ def draw(task: str, answers: list[Answer], data: Path, options, size: int) -> No
         save(image, options.out / f"{task}_{row.index}.png")
 
 
-def writable(path: Path) -> None:
-    """CheckpointError now rather than after the answers, if a file cannot be written there."""
-    probe = path.with_name(f".{path.name}.probe")
-    with one_line(path, "written"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
-        if path.is_dir():
-            raise IsADirectoryError("is a folder")
-
-
 def evaluate(crab, tokenizer, features: Features, facts: dict, options) -> None:
     """Scores, shuffled scores, predictions and pictures of a data set's test split."""
     began = time.monotonic()
-    for path in (options.predictions, options.json not in (None, "-") and Path(options.json),
+    for path in (options.predictions, options.json and Path(options.json),
                  options.show and options.out / "ave_0.png"):
         if path:
-            writable(path)
+            must_be_writable(path)
     data, tasks = place(options, facts)
     split, names = prepare(data, tasks, features, tokenizer, options), event_names(data)
     tasks = [task for task in tasks if split.by_task[task]]
@@ -201,13 +190,14 @@ def evaluate(crab, tokenizer, features: Features, facts: dict, options) -> None:
                 draw(task, answers, data, options, crab.cfg.vision.image)
     results = found.pop(None)
     if options.predictions:
-        write_whole(options.predictions, "".join(f"{line}\n" for line in predictions).encode())
+        write_result(options.predictions, "".join(f"{line}\n" for line in predictions).encode())
     content = as_json(results, found, checkpoint=str(options.ckpt), data=str(data), split="test", limit=options.limit,
                       device=features.device.type, precision=features.precision,
                       minutes=round((time.monotonic() - began) / 60, 2)) + "\n"
-    if options.json not in (None, "-"):
-        write_whole(Path(options.json), content.encode())
-    print(content if options.json == "-" else comparison(results, found) if found else table(results))
+    if options.json is not None:
+        write_result(Path(options.json), content.encode())
+    if options.json != STDOUT:
+        print(comparison(results, found) if found else table(results))
     for what, where in (("pictures", options.show and options.out), ("predictions", options.predictions)):
         if where:
             print(f"{what}: {where}", file=sys.stderr)

@@ -15,6 +15,10 @@ class DataError(ValueError):
         super().__init__("".join(c if c.isprintable() else "?" for c in text))
         self.file, self.field, self.reason = str(file), field, one_line
 
+    def __reduce__(self):
+        """How a worker process hands the error to its parent."""
+        return DataError, (self.file, self.field, self.reason)
+
 
 class CheckpointError(RuntimeError):
     """A checkpoint or another file of a run cannot be written, read or used."""

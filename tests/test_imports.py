@@ -16,7 +16,8 @@ LAW = {
     "config_check": {"config"},
     "files": {"errors"},
     "tasks": {"metrics", "errors"},
-    "av_uie": {"tasks", "files"} | BASIC,
+    "av_uie": {"tasks", "tokenizer", "files"} | BASIC,
+    "av_uie/__main__": {"av_uie", "world", "tasks", "files"} | BASIC,      # a program: it lies above the world
     "world": {"av_uie", "tasks", "metrics", "files"} | BASIC,
     "model": {"fused_lora", "batch"} | BASIC,
     "features": {"av_uie", "tasks", "model", "batch", "tokenizer", "files"} | BASIC,
@@ -60,6 +61,8 @@ def part_of(dotted: str) -> str | None:
 def own_part(path: Path) -> str:
     """The folder of a file, or the file itself where it lies flat in the package."""
     inside = path.relative_to(PACKAGE)
+    if str(inside.with_suffix("")) in LAW:
+        return str(inside.with_suffix(""))
     return inside.parts[0] if len(inside.parts) > 1 else inside.stem
 
 

@@ -5,12 +5,15 @@ wrong with each of the others (file, field, reason). show draws one sample as th
 """
 
 import argparse
+import io
 import json
 import sys
 from pathlib import Path
 
-from ..errors import DataError
+from ..errors import CheckpointError, DataError
+from ..files import write_result
 from ..tasks.base import TASKS, load_plugin, parse_tasks
+from ..world.clips import examine
 from .check import check
 from .draw import panel
 from .rows import SPLITS, read_annotations
@@ -29,10 +32,9 @@ def show(root: str, task: str, split: str, index: int, out: str, size: int) -> N
                                                  "counted from 0")
     sample = decode(row, size)
     image = panel(sample, TASKS[task].prompt(row.fields), TASKS[task].answer(row.fields))
-    try:
-        image.save(out)
-    except (OSError, ValueError) as error:
-        raise DataError(out, "--out", f"cannot be written: {error}") from error
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    write_result(Path(out), buffer.getvalue())
 
 
 def parser() -> argparse.ArgumentParser:
@@ -49,7 +51,7 @@ def parser() -> argparse.ArgumentParser:
     shower.add_argument("--task", required=True, help=", ".join(TASKS))
     shower.add_argument("--split", default="test", choices=SPLITS)
     shower.add_argument("--index", type=int, default=0, help="place in the JSON list, from 0")
-    shower.add_argument("--out", required=True, help="PNG file to write")
+    shower.add_argument("--out", required=True, help="PNG file to write; - is standard output")
     shower.add_argument("--size", type=int, default=224,
                         help="side of the decoded frames in pixels")
     for command in (checker, shower):
@@ -64,13 +66,13 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         load_plugin(given.plugin)
         if given.command == "check":
-            report = check(given.dir)
+            report = check(given.dir, masters=examine)
             lines = "\n".join(report.lines())
             print(json.dumps(report.to_dict(), indent=1) if given.json else lines)
             return 1 if report.problems else 0
         task, = parse_tasks(given.task)
         show(given.dir, task, given.split, given.index, given.out, given.size)
-    except ValueError as error:             # DataError among them
+    except (ValueError, CheckpointError) as error:      # DataError among them
         print(error, file=sys.stderr)
         return 2
     return 0

@@ -5,7 +5,8 @@ training (which stops at the first). Unusual: a sample with three broken files g
 Decoding stops at the first, so a failed sample is opened once more, file by file.
 """
 
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,10 +15,11 @@ from tqdm import tqdm
 from ..errors import DataError
 from ..tasks.base import TASKS
 from .media import open_picture, read_audio, read_image
-from .rows import SPLITS, Row, read_task
+from .rows import SPLITS, Row, must_be_finished, read_task
 from .samples import check_length, decode, siblings
 from .video import open_clip
 
+MASTERS = "clips"           # what the report calls the files of the earlier stages
 CHECK_SIZE = 32             # side of the copies: frames are decoded at full size whatever this is
 
 
@@ -114,8 +116,12 @@ def examine(rows: list[Row], progress: bool = True) -> Iterator[tuple[Row, list[
             yield row, list({str(error): error for error in errors}.values())
 
 
-def check(root: str | Path, progress: bool = True) -> Report:
-    """Opens every file that training would open, of both splits of every task in the folder."""
+def check(root: str | Path, progress: bool = True, masters: Callable | None = None) -> Report:
+    """Opens every file that training would open, of both splits of every task in the folder.
+
+    masters: `examine` of world/clips.py, which opens the files of the earlier stages where the
+    folder has them. It is handed in, since the world knows this folder and not the other way round.
+    """
     root, report, rows = Path(root), Report(str(root)), []
     report.lacking = [task for task in TASKS if not (root / task).is_dir()]
     if len(report.lacking) == len(TASKS):
@@ -133,7 +139,19 @@ def check(root: str | Path, progress: bool = True) -> Report:
             report.samples.setdefault(task, {})[split] = (0, count)
             report.add(task, split, errors)
 
-    # What they name.
+    # The files of the stages before instruction tuning.
+    try:
+        must_be_finished(root)
+    except DataError as error:
+        report.add("", "", [error])
+    if masters is not None and os.path.lexists(root / "clips.json"):
+        report.samples[MASTERS] = {}
+        for split, error in masters(root, progress):
+            good, count = report.samples[MASTERS].get(split, (0, 0))
+            report.samples[MASTERS][split] = (good + (error is None), count + 1)
+            report.add(MASTERS, split, [] if error is None else [error])
+
+    # What the annotations name.
     for row, errors in examine(rows, progress):
         if not errors:
             error = error_of(row.check_answer)

@@ -1,26 +1,38 @@
 """The names of the classes that a data folder uses."""
 
-import json
+import os
 from pathlib import Path
 
 from ..errors import DataError
-from ..tasks.class_names import AVSBENCH_CLASSES
+from ..tasks.class_names import AVSBENCH_CLASSES, words_of
+from ..tasks.fields import is_text, shortened
+from .json_files import read_json
+
+LONGEST = 60                # characters of a class name
 
 
 def classes_of(root: Path) -> tuple[str, ...]:
     """The names by number of a data folder's class maps: its classes.json, or AVSBench's 71."""
     path = Path(root) / "classes.json"
-    return listed_in(path) if path.is_file() else AVSBENCH_CLASSES
+    if not os.path.lexists(path):
+        return AVSBENCH_CLASSES
+    names = names_of(read_json(path, Path(root), list, "a list of names"), path, "class names")
+    if len(names) > len(AVSBENCH_CLASSES):
+        raise DataError(path, "class names", f"expected {len(AVSBENCH_CLASSES)} at most, the "
+                                             f"numbers of AVSBench's palette, found {len(names)}")
+    return names
 
 
-def listed_in(path: Path, key: str | None = None) -> tuple[str, ...]:
-    """The names in a JSON file that is a list, or whose `key` is one; DataError for others."""
-    try:
-        names = json.loads(path.read_text(encoding="utf-8"))
-        if key is not None:
-            names = names[key]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(path, "file", f"no list of class names: {type(error).__name__}") from None
-    if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
-        raise DataError(path, "file", "expected a JSON list of class names")
-    return tuple(names)
+def names_of(value, path: Path, field: str) -> tuple[str, ...]:
+    """A list of different class names; DataError (path, field) for all else.
+
+    A name is a short text with a word in it, and without the marks of which answers are made.
+    """
+    if not isinstance(value, list) or not value:
+        raise DataError(path, field, f"expected a list of names, found {shortened(value)}")
+    for name in value:
+        if not is_text(name) or not words_of(name) or len(name) > LONGEST or set("<>") & set(name):
+            raise DataError(path, field, f"{shortened(name)} cannot name a class")
+    if len(set(value)) < len(value):
+        raise DataError(path, field, "a name stands there twice")
+    return tuple(value)

@@ -21,14 +21,11 @@ from torch import Tensor
 from ..errors import DataError
 from ..tasks.class_names import AVSBENCH_CLASSES
 from .integrity import PICTURES, SOUNDS, damage
-from .resample import RATE, resample
+from .mono import BLOCK, Mono
+from .resample import RATE
 
 # Of a picture: a photograph of 64 megapixels passes, a decompression bomb does not.
 MAX_PIXELS = 64_000_000
-MAX_SECONDS = 1800.0        # of a recording
-MIN_RATE, MAX_RATE = 1000, 384_000          # samples a second of a recording
-MAX_CHANNELS = 64
-SILENCE = 1e-4              # a recording whose peak is below counts as silent: 3 steps of 16 bits
 
 
 # ---- files
@@ -242,42 +239,26 @@ def read_classes(path: str | Path, size: int, image_size: tuple[int, int] | None
 
 # ---- sound
 
-def to_model_rate(samples: np.ndarray, rate: int, path: Path, field: str) -> Tensor:
-    """Samples (S,channels) float at `rate` -> waveform (S',) float32, mono, 16 kHz.
-
-    Raises DataError if there are no samples, if one is NaN or infinite, or if the recording is
-    silent. Silent means that no sample reaches SILENCE; quiet noise is accepted.
-    """
-    if len(samples) == 0:
-        raise DataError(path, field, "zero-length audio")
-    if not np.isfinite(samples).all():
-        raise DataError(path, field, "audio holds NaN or infinity")
-    waveform = resample(torch.from_numpy(samples.astype(np.float32).mean(1)), rate)
-    if waveform.abs().max() < SILENCE:
-        raise DataError(path, field, "silent audio")
-    return waveform
-
-
 def read_audio(path: str | Path, field: str = "audio") -> Tensor:
     """A wav, flac, ogg or mp3 file of any rate and number of channels as (S,) float32, mono, 16
     kHz.
 
-    Raises DataError if it cannot be used, also above MAX_SECONDS.
+    Raises DataError if it cannot be used; mono.py has the limits.
     """
     path = Path(path)
     must_be_whole(path, field, SOUNDS)
     with decoding(path, field, "audio"), soundfile.SoundFile(path) as file:
         # Limits first, so that a wrong header cannot ask for all of the memory.
-        if not MIN_RATE <= file.samplerate <= MAX_RATE or file.channels > MAX_CHANNELS:
-            raise DataError(path, field, f"{file.samplerate} Hz, {file.channels} channels: "
-                                         "not a recording")
-        if file.frames > MAX_SECONDS * file.samplerate:
-            raise DataError(path, field, f"longer than {MAX_SECONDS:.0f} s")
-        samples = file.read(dtype="float32", always_2d=True)  # (S,channels)
-        if len(samples) < file.frames:
-            raise DataError(path, field, f"cut off: {len(samples)} of {file.frames} samples "
-                                         "can be read")
-        return to_model_rate(samples, file.samplerate, path, field)
+        mono = Mono(file.samplerate, file.channels, path, field)
+        mono.must_fit(file.frames)
+        while mono.count < file.frames:
+            wanted = min(BLOCK // file.channels, file.frames - mono.count)
+            samples = file.read(wanted, dtype="float32", always_2d=True)        # (S,channels)
+            if len(samples) == 0:
+                raise DataError(path, field, f"cut off: {mono.count} of {file.frames} samples "
+                                             "can be read")
+            mono.add(samples)
+        return mono.waveform()
 
 
 def pieces(waveform: Tensor, starts: list[float], length: float = 1.0) -> Tensor:

@@ -3,7 +3,8 @@
 With the two rates in lowest terms, `old` and `new`, output sample i lies at the input position
 i · old / new. So only `new` different fractions of an input sample occur. Each has its own filter
 coefficients (taps), called a phase (polyphase resampling). The outputs of one phase are a strided
-convolution. Only outputs that are needed are computed.
+convolution. Only outputs that are needed are computed, BLOCK input samples at a time: the memory
+that this takes does not grow with the length.
 
 The filter passes frequencies up to 7.2 kHz and stops those from 8 kHz on, for an output at 16 kHz.
 What would fold back (aliasing) is more than 60 dB weaker; the tests measure it. Not in the paper:
@@ -20,6 +21,10 @@ RATE = 16000            # samples a second of the audio encoder's input
 STOP_DB = 80.0          # attenuation that the filter is designed for; the tests require 60 dB
 ROLLOFF = 0.95  # centre of the transition band, as a share of the lower rate's Nyquist frequency
 CHUNK = 1024            # phases that are computed at once; an odd rate has thousands
+BLOCK = 1 << 24         # input samples that are filtered at once, about
+# Of clips as data sets hold them every bit is promised: they are filtered in one block, by torch's
+# convolution. It is slow where a filter moves by more samples than it has taps.
+COMMON_PHASES, COMMON_OUTPUTS = 640, 120 * RATE
 
 
 @lru_cache(maxsize=4)
@@ -55,19 +60,33 @@ def resample(waveform: Tensor, rate: int, target: int = RATE) -> Tensor:
     """
     if rate == target:
         return waveform
-    common = gcd(rate, target)
-    old, new = rate // common, target // common
+    factor = gcd(rate, target)
+    old, new = rate // factor, target // factor
     taps, first = phases(old, new)                          # (new,taps)
     # `new` outputs, one of each phase, make a period; it takes `old` input samples.
     count = -(-len(waveform) * new // old)                  # output samples
     periods = -(-count // new)
-    # Zeros on both sides, so that every filter finds all of its inputs.
-    left = -min(first)
-    right = max(0, max(first) + (periods - 1) * old + taps.shape[1] - len(waveform))
-    padded = torch.nn.functional.pad(waveform, (left, right))
+    common = periods == 1 or (new <= COMMON_PHASES and count <= COMMON_OUTPUTS)
+    convolve = common or old < taps.shape[1]
+    step = periods if common else max(1, BLOCK // old)      # periods of a block
+    earliest, latest = min(first), max(first)
     out = torch.empty(periods, new)
-    for phase, start in enumerate(first):
-        span = padded[start + left:start + left + (periods - 1) * old + taps.shape[1]]
-        kernel = taps[phase, None, None]  # (1,1,taps)
-        out[:, phase] = torch.nn.functional.conv1d(span[None, None], kernel, stride=old)[0, 0]
+    for begin in range(0, periods, step):
+        end = min(begin + step, periods)
+        # The block's inputs, with zeros on both sides, so that every filter finds all of its own.
+        left, right = begin * old + earliest, (end - 1) * old + latest + taps.shape[1]
+        zeros = (max(0, -left), max(0, right - len(waveform)))
+        inputs = torch.nn.functional.pad(waveform[max(0, left):max(0, right)], zeros)
+        for phase in range(min(new, count)):
+            place = inputs[first[phase] - earliest:]
+            out[begin:end, phase] = filtered(place, taps[phase], old, end - begin, convolve)
     return out.flatten()[:count]
+
+
+def filtered(inputs: Tensor, taps: Tensor, stride: int, count: int, convolve: bool) -> Tensor:
+    """`count` outputs of a filter (taps,) that moves over the inputs (S,) by `stride` samples."""
+    if convolve:
+        span = inputs[:(count - 1) * stride + len(taps)]
+        return torch.nn.functional.conv1d(span[None, None], taps[None, None], stride=stride)[0, 0]
+    windows = inputs.as_strided((count, len(taps)), (stride, 1), inputs.storage_offset())
+    return windows @ taps

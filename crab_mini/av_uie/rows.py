@@ -8,14 +8,15 @@ annotation can name no file outside the data folder, and whatever is wrong is on
 Departs from official Crab: 2,450 lines of data set classes with a path per task become one class.
 """
 
-import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import DataError
 from ..tasks.base import TASKS
-from .class_lists import classes_of, listed_in
+from .class_lists import classes_of, names_of
 from .integrity import VIDEOS
+from .json_files import read_json
 from .media import inside
 
 SPLITS = ("train", "test")
@@ -65,12 +66,20 @@ def tasks_in(root: str | Path, split: str,
         if task not in TASKS:
             raise DataError(root, "task", f"unknown task '{task}': expected one of "
                                           f"{', '.join(TASKS)}")
+    must_be_finished(root)
     names = [task for task in TASKS if wanted is None or task in wanted]
     there = [task for task in names if (root / task / f"{split}.json").is_file()]
     if not there:
         raise DataError(root, "data folder", f"no {split}.json in any of the task folders "
                                              f"{', '.join(names)}")
     return there, [task for task in names if task not in there]
+
+
+def must_be_finished(root: Path) -> None:
+    """DataError for a folder whose rendering was stopped: clips/ is made first, clips.json last."""
+    if (root / "clips").is_dir() and not os.path.lexists(root / "clips.json"):
+        raise DataError(root / "clips.json", "file", "missing, and clips/ is there: its rendering "
+                                                     "was stopped; the same command makes it anew")
 
 
 def read_annotations(root: str | Path, split: str, tasks: list[str] | None = None,
@@ -98,7 +107,9 @@ def read_task(root: Path, task: str, split: str,
     path = root / task / f"{split}.json"
     try:
         classes = classes_of(root)
-        entries = read_list(inside(path, root, path, "file"), path)
+        entries = read_json(path, root, list, "a list of samples")
+        if not entries:
+            raise DataError(path, "file", "empty: no samples")
     except DataError as error:
         problems.append(error)
         return [], 0
@@ -120,28 +131,6 @@ def read_task(root: Path, task: str, split: str,
         except OSError as error:    # a folder that may not be searched
             problems.append(DataError(place, "file", f"{error.filename}: {error.strerror}"))
     return rows, len(entries)
-
-
-def read_list(path: Path, shown: Path) -> list:
-    """The samples in an annotation file; DataError names `shown`."""
-    try:
-        if not path.is_file():
-            raise DataError(shown, "file", "missing, or not a regular file")
-        entries = json.loads(path.read_bytes().decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise DataError(shown, "file", f"not UTF-8: byte {error.start}") from error
-    except DataError:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise DataError(shown, "file", f"no valid JSON (cut off?): {error}") from error
-    except OSError as error:
-        raise DataError(shown, "file", f"cannot be opened: {error.strerror}") from error
-    if not isinstance(entries, list):
-        found = type(entries).__name__
-        raise DataError(shown, "file", f"expected a list of samples, found {found}")
-    if not entries:
-        raise DataError(shown, "file", "empty: no samples")
-    return entries
 
 
 def path_named(entry: dict, key: str, folder: Path, root: Path, place: str) -> Path:
@@ -194,7 +183,8 @@ def event_names(root: Path) -> list[str]:
     root = Path(root)
     index = root / "clips.json"
     if index.is_file():
-        return list(listed_in(index, "categories"))
+        categories = read_json(index, root, dict, "an object").get("categories")
+        return list(names_of(categories, index, "categories"))
     names = set(classes_of(root)[1:])
     for task in TASKS:
         for split in SPLITS:

@@ -20,15 +20,14 @@ from torch import Tensor
 from ..errors import DataError
 from .integrity import FORMATS, PICTURES, VIDEOS
 from .media import (
-    MAX_SECONDS,
     decoding,
     inside,
     must_be_whole,
     open_picture,
     picture_tensor,
     read_image,
-    to_model_rate,
 )
+from .mono import MAX_SECONDS, Mono
 
 INSTALL = 'pip install -e ".[video]"'
 MAX_HELD = 1.0              # seconds for which the last frame of a video still counts as on screen
@@ -159,17 +158,15 @@ class VideoFile:
             stream = container.streams.audio[0]
             # PyAV converts only the sample format here; resample.py converts the rate.
             planar = self.av.AudioResampler(format="fltp")
-            blocks = []                                                     # (channels,S) each
-            for frame in container.decode(stream):
-                blocks += [block.to_ndarray() for block in planar.resample(frame)]
-            if not blocks:
-                raise DataError(self.path, self.field, "zero-length audio")
+            mono = Mono(stream.rate, stream.channels, self.path, self.field)
             # Where the sound begins later than the picture, silence comes first.
             delay = start_of(stream) - start_of(container.streams.video[0])
             missing = round(min(max(delay, 0.0), MAX_SECONDS) * stream.rate)
-            silence = np.zeros((missing, len(blocks[0])), np.float32)
-            samples = np.concatenate([silence, np.concatenate(blocks, axis=1).T])  # (S,channels)
-            return to_model_rate(samples, stream.rate, self.path, self.field)
+            mono.add(np.zeros((missing, 1), np.float32))
+            for frame in container.decode(stream):
+                for block in planar.resample(frame):
+                    mono.add(block.to_ndarray().T)                          # (S,channels)
+            return mono.waveform()
 
 
 def import_pyav(path: Path, field: str):

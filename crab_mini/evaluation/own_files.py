@@ -16,6 +16,7 @@ from torch import Tensor
 from ..av_uie.integrity import PICTURES, VIDEOS
 from ..av_uie.log_mel import fbank
 from ..av_uie.media import picture_size, picture_tensor, read_audio, read_image
+from ..av_uie.mono import must_be_quiet_enough
 from ..av_uie.resample import RATE
 from ..av_uie.samples import SECONDS, Sample, seconds_seen, sounds_of
 from ..av_uie.video import FilmStrip, FrameFolder, open_clip
@@ -81,6 +82,8 @@ def waveform_of(request: Request, clip) -> Tensor:
     if wave.ndim != 1 or not wave.is_floating_point() or not bool(wave.isfinite().all()):
         raise DataError("audio", "audio", "expected finite floating-point samples of shape (S,) at "
                                           f"{RATE} Hz, found {wave.dtype} of shape {tuple(wave.shape)}")
+    if len(wave):
+        must_be_quiet_enough(wave, "audio", "audio")
     return wave.float()
 
 

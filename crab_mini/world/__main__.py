@@ -8,7 +8,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from ..errors import DataError
+from ..errors import CheckpointError, DataError
 from .bank import FolderBank, Skipped, scan
 from .write import write
 
@@ -72,7 +72,7 @@ def main(argv: list[str] | None = None) -> int:
                 if getattr(args, flag[2:].replace("-", "_")):
                     raise ValueError(f"{flag} needs --bank DIR")
         write(args.out, args.clips, args.test_clips, args.image, args.seed, bank=bank)
-    except (DataError, ValueError, OSError) as error:
+    except (DataError, CheckpointError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(f"wrote {args.out}")

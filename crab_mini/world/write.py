@@ -10,8 +10,11 @@
 A clip poses every video task it can, and some of the tasks on frames; each split stops at `cap` rows a task.
 """
 
+import io
 import json
 import os
+import threading
+import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -24,6 +27,7 @@ from tqdm import tqdm
 
 from ..av_uie.media import encode_classes
 from ..errors import DataError
+from ..files import one_line, write_whole
 from ..tasks.base import TASKS
 from .annotate import ROWS
 from .bank import class_names
@@ -38,6 +42,7 @@ POSE_ONE = POSE | {"avqa": one_question}        # the same with one question, wh
 FRAME_TASKS = tuple(name for name, task in TASKS.items() if not task.on_video and task.frames > 1)
 KEPT = dict(avqa=0.4)                           # share of its rows that a training clip keeps
 SHARE = dict(avvp=0.6, avcap=0.4, arig=0.6)     # share of the training clips that pose a task which all could
+PARENT_CHECK = 1.0                              # seconds between two looks of a worker for its parent
 MORE_TEST_ROWS = dict(avqa=3)                   # times `cap`: questions come in nine kinds
 
 
@@ -68,14 +73,50 @@ def class_map(masks: np.ndarray, numbers: list[int]) -> np.ndarray:
 
 
 def link(source: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.unlink(missing_ok=True)
-    os.link(source, target)
+    """Makes `target` another name of a file; CheckpointError if that cannot be."""
+    with one_line(target, "written"):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.unlink(missing_ok=True)
+        os.link(source, target)
+
+
+def put(data: io.BytesIO, path: Path) -> None:
+    """Writes a file anew; CheckpointError if that cannot be, such as on a full disk."""
+    with one_line(path, "written"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)        # it may share its bytes with other names
+        path.write_bytes(data.getbuffer())
 
 
 def save(image: Image.Image, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image.save(path, compress_level=1)
+    """Writes a PNG."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", compress_level=1)
+    put(buffer, path)
+
+
+def save_sound(waveform: np.ndarray, path: Path) -> None:
+    """Writes a waveform (S,) as FLAC of 16 bits."""
+    buffer = io.BytesIO()
+    soundfile.write(buffer, waveform, RATE, format="FLAC", subtype="PCM_16", compression_level=0.0)
+    put(buffer, path)
+
+
+def save_json(content, path: Path, **options) -> None:
+    """Writes JSON so that the file is whole whenever it is there."""
+    write_whole(path, json.dumps(content, **options).encode())
+
+
+def end_with_parent() -> None:
+    """Run in each worker: it ends when its parent does, whatever ended the parent."""
+    parent = os.getppid()
+
+    def watch():
+        while os.getppid() == parent:
+            time.sleep(PARENT_CHECK)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def with_known_keys(row: dict, task: str, **values) -> dict:
@@ -127,7 +168,7 @@ def write_clip(plan: Plan, job: tuple[str, int, tuple[str, ...]]) -> tuple[str, 
     clips = plan.out / "clips"
     save(Image.fromarray(clip.frames.reshape(-1, plan.image, 3)), clips / f"{vid}.png")
     save(encode_classes(maps.reshape(-1, plan.image)), clips / f"{vid}.labels.png")
-    soundfile.write(clips / f"{vid}.flac", clip.waveform, RATE, subtype="PCM_16", compression_level=0.0)
+    save_sound(clip.waveform, clips / f"{vid}.flac")
     rng, rows = np.random.default_rng([seed, 7]), []
     for task in tasks:
         for number, row in enumerate(POSE[task](view, rng)):
@@ -162,16 +203,21 @@ def write(out: Path, clips: int, test_clips: int, image: int = 64, seed: int = 0
     """Writes `clips` training and `test_clips` test clips and their annotations to a folder, with a progress bar.
 
     cap: rows a task at most in the test split (three times as many questions, they come in nine kinds). The JSON
-    files are written last: a folder that has them is whole.
+    files are written last, clips.json after all others: a folder that has it is whole. Raises DataError for a bank's
+    file, CheckpointError where a file cannot be written.
     """
     if not 0 <= seed <= MAX_SEED:
         raise ValueError(f"--seed: expected 0 to {MAX_SEED}, found {seed}: beyond lie the test set's scenes and looks")
     plan = Plan(Path(out), image, bank or Procedural())
     classes = class_names(plan.bank.categories)
-    (plan.out / "clips").mkdir(parents=True, exist_ok=True)
+    # clips/ without clips.json means that the rendering was stopped (av_uie/rows.py refuses it).
+    with one_line(plan.out, "written"):
+        (plan.out / "clips").mkdir(parents=True, exist_ok=True)
+        (plan.out / "clips.json").unlink(missing_ok=True)
     masters = {}
     workers = workers or os.cpu_count() or 1
-    with ProcessPoolExecutor(workers) as pool, tqdm(total=clips + test_clips, desc="render", unit="clip") as bar:
+    with ProcessPoolExecutor(workers, initializer=end_with_parent) as pool, \
+            tqdm(total=clips + test_clips, desc="render", unit="clip") as bar:
         for split, count in (("train", clips), ("test", test_clips)):
             rows: dict[str, list] = {task: [] for task in POSE}
             for vid, master, found in pool.map(partial(write_clip, plan), _jobs(split, count, seed), chunksize=16):
@@ -183,9 +229,7 @@ def write(out: Path, clips: int, test_clips: int, image: int = 64, seed: int = 0
             for task, entries in rows.items():
                 if count and not entries:
                     raise DataError(plan.out / task, split, f"{count} clips pose no sample of this task: make more")
-                (plan.out / task).mkdir(exist_ok=True)
-                path = plan.out / task / f"{split}.json"
-                path.write_text(json.dumps(entries, default=_plain, indent=0))
-    (plan.out / "classes.json").write_text(json.dumps(classes))
-    (plan.out / "clips.json").write_text(json.dumps(
-        dict(version=WORLD, image=image, rows_per_task=cap, categories=list(plan.bank.categories), clips=masters)))
+                save_json(entries, plan.out / task / f"{split}.json", default=_plain, indent=0)
+    save_json(classes, plan.out / "classes.json")
+    save_json(dict(version=WORLD, image=image, rows_per_task=cap,
+                   categories=list(plan.bank.categories), clips=masters), plan.out / "clips.json")

@@ -1,0 +1,39 @@
+"""JSON files of a data set: regular files inside its folder, of a bounded size, parsed or refused."""
+
+import json
+from pathlib import Path
+
+from ..errors import DataError
+from .media import inside
+
+MAX_BYTES = 500_000_000     # of a JSON file: two million annotations
+
+
+def read_json(path: Path, root: Path, kind: type, expected: str, advice: str = ""):
+    """The content of a JSON file: a list or a dict (`kind`), in words `expected`.
+
+    Raises DataError for all else: a missing file, a link out of `root`, a pipe, bytes that are no
+    UTF-8, a cut or deeply nested file. advice: what to do about a damaged file.
+    """
+    inside(path, root, path, "file")
+    try:
+        if not path.is_file():
+            reason = "not a regular file" if path.exists() else "missing"
+            raise DataError(path, "file", reason + advice)
+        size = path.stat().st_size
+        if size > MAX_BYTES:
+            raise DataError(path, "file", f"too large: {size} bytes, at most {MAX_BYTES} allowed")
+        text = path.read_bytes().decode("utf-8-sig")
+        content = json.loads(text)
+    except UnicodeDecodeError as error:
+        raise DataError(path, "file", f"not UTF-8: byte {error.start}{advice}") from error
+    except DataError:
+        raise
+    except (ValueError, RecursionError) as error:       # also a number of thousands of digits
+        raise DataError(path, "file", f"no valid JSON (cut off?): {error}{advice}") from error
+    except OSError as error:
+        raise DataError(path, "file", f"cannot be opened: {error.strerror}") from error
+    if not isinstance(content, kind):
+        found = type(content).__name__
+        raise DataError(path, "file", f"expected {expected}, found {found}{advice}")
+    return content
