@@ -21,8 +21,9 @@ COUNT = 1000                    # cases of the slow run: seeds 0 to COUNT - 1
 LONGEST = 2000                  # characters of a refusal
 MEMORY = 1024                   # MB that one case may take beyond the parent's
 RERUN = "python -m tests.faults.fuzz --seed"
-# Lines beside the result that are no errors; the last two are printed by libmpg123 itself, inside libsndfile.
-NOTICES = ("left out", "leaves out", "pictures: ", "predictions: ", "Note: ", "src/libmpg123")
+# Lines beside the result that are no errors; the last three are printed by libmpg123 itself, inside libsndfile.
+NOTICES = ("left out", "leaves out", "pictures: ", "predictions: ", "Note: ", "Warning: Xing",
+           "src/libmpg123")
 
 
 def kind_of(seed: int) -> str:

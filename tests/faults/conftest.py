@@ -1,5 +1,6 @@
 """The good inputs, made once for all tests of this folder."""
 
+import functools
 import os
 
 import pytest
@@ -25,14 +26,12 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="package")
 def whole(folder):
-    """{scene: (its writes, what it leaves behind)} of runs that are not killed."""
-    found = {}
-    for name, (_, prepare, result) in SCENES.items():
-        place = folder / f"whole_{name}"
+    """whole(scene) -> (its writes, what it leaves behind) of a run that is not killed; each runs once."""
+    @functools.cache
+    def run(name: str) -> tuple[list[str], list]:
+        place, (_, prepare, result) = folder / f"whole_{name}", SCENES[name]
         prepare(place)
-        place.mkdir(parents=True, exist_ok=True)
-        (place / "work").mkdir(parents=True, exist_ok=True)
         outcome = start(name, place)
         assert outcome.steps and outcome.steps[0].status == 0, outcome
-        found[name] = (place / "events").read_text().splitlines(), result(place)
-    return found
+        return (place / "events").read_text().splitlines(), result(place)
+    return run

@@ -61,6 +61,7 @@ def start(name: str, place: Path, die_at: int | None = None, mode: str = "before
     """One run of a scene in a child -> its outcome."""
     program, main, argv = SCENES[name][0](place)
     work = place / "work"
+    work.mkdir(parents=True, exist_ok=True)
     main = dying(main, [place / "run", place / "cache", place / "s", place / "p", place / "shown"],
                  place / "events", die_at, mode)
     return Child(work, [(program, main, argv)], seconds=120).wait()
@@ -68,7 +69,7 @@ def start(name: str, place: Path, die_at: int | None = None, mode: str = "before
 
 def killed(name: str, whole, place: Path, n: int, mode: str) -> str:
     """Kills at the n-th write, goes on, compares -> what is wrong, with the write's name."""
-    events, expected = whole[name]
+    events, expected = whole(name)
     where = f"{name}: killed {mode} write {n}, {events[n]}"
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir(parents=True)

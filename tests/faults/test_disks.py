@@ -63,7 +63,7 @@ def test_a_full_disk(name, size, folder, whole):
             remount(place / name, "size=100m")
             outcome = start(scene, place)
         assert outcome.steps[0].status == 0, outcome.steps[0].err + outcome.steps[0].error
-        assert SCENES[scene][2](place) == whole[scene][1]
+        assert SCENES[scene][2](place) == whole(scene)[1]
 
 
 @pytest.mark.parametrize("name", FOLDERS)
@@ -78,7 +78,7 @@ def test_a_read_only_disk(name, folder, whole):
         refused(start(scene, place), name)
         remount(place / name, "rw")
         assert start(scene, place).steps[0].status == 0
-        assert SCENES[scene][2](place) == whole[scene][1]
+        assert SCENES[scene][2](place) == whole(scene)[1]
 
 
 def render_program(place: Path):
