@@ -1,6 +1,7 @@
 """A seed -> one corrupted input; its outcome -> what is wrong with it."""
 
 import random
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ KINDS: dict[str, tuple[Callable, int]] = {
     "signals": (own.signals, 3), "bombs": (own.bombs, 1), "words": (own.words, 2), "outputs": (own.outputs, 1),
 }
 COUNT = 1000                    # cases of the slow run: seeds 0 to COUNT - 1
+BAR = re.compile(r"[\w ]+: +\d+%\|[^\r\n|]*\|[^\r\n\]]*\]")       # tqdm's
 LONGEST = 2000                  # characters of a refusal
 MEMORY = 1024                   # MB that one case may take beyond the parent's
 RERUN = "python -m tests.faults.fuzz --seed"
@@ -45,8 +47,7 @@ def case_of(seed: int, folder: Path) -> Case:
 
 def said(text: str) -> list[str]:
     """The lines of an output, without progress bars and empty lines."""
-    lines = [line.split("\r")[-1].strip() for line in text.splitlines()]
-    return [line for line in lines if line and "%|" not in line and "it/s]" not in line]
+    return [line.strip() for line in re.split("[\r\n]+", BAR.sub("", text)) if line.strip()]
 
 
 def wrong_refusal(step, case: Case) -> str:
