@@ -153,7 +153,7 @@ def weights_program(argv: list[str]) -> int:
             published.tokenizer_of(options, parts["llm"])
         published.keys(parts)
     except (ConfigError, WeightsError, CheckpointError, ValueError, OSError) as error:
-        print(f"train.py: {error}", file=sys.stderr)
+        print(f"train.py: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     return 0
 
