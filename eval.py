@@ -230,6 +230,7 @@ def main(argv: list[str] | None = None) -> int:
         device, precision = device_and_precision(options.device, options.precision)
         options.tasks = parse_tasks(options.task)
         crab, tokenizer, facts = bundle.load(options.ckpt, options.kernel)
+        bundle.require(options.ckpt, facts)
         features = Features(crab.to(device), device, precision, options.cache_features)
         (ask if options.own else evaluate)(crab, tokenizer, features, facts, options)
     except (ConfigError, DataError, CheckpointError, ValueError, OSError) as error:

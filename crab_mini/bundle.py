@@ -6,18 +6,23 @@ Files of version 0.1 are read too: names that have changed since are mapped at l
 """
 
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from .config import Config, from_dict
+from .config import OLD_FIELDS, Config, ConfigError, from_dict
+from .config_check import check
+from .errors import CheckpointError
 from .model.crab import Crab, SpecialIds
 from .tokenizer import Tokenizer
 from .training import checkpoint
+from .training.schema import BYTES, DICT, TENSORS, TEXT, TEXTS, expect, expect_alike
 
 KIND = "crab"
+FIELDS = {"model": TENSORS, "tokenizer": BYTES, "facts": DICT}
+FACTS = {"tasks": TEXTS, "data": TEXT, "classes": TEXTS}        # of a file that train.py wrote
 # Parameters that had another name in version 0.1: the projections of the Q-Formers' attention.
 OLD_NAMES = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "out": "o_proj"}
 OLD_PARAMETER = re.compile(r"((?:visual|audio)_qformer\.layers\.\d+\.(?:self|cross)_attention\.)"
@@ -64,14 +69,60 @@ def load(path: Path, kernel: str = "") -> tuple[Crab, Tokenizer, dict]:
     """-> (model in eval mode, tokenizer, facts).
 
     kernel: of the LoRA, see `Crab.with_lora`. CheckpointError names what is wrong with the file.
+    All of it is checked before a model is built: a file cannot ask for more than it holds.
     """
-    content = checkpoint.load(path, KIND)
-    tokenizer = Tokenizer(bytes(content["tokenizer"].numpy()))
-    crab = build(from_dict(content["config"]), tokenizer).with_lora(kernel)
+    path = Path(path)
+    content = checkpoint.load(path, KIND, fields=FIELDS)
+    expect(path, content["facts"], {name: rule for name, rule in FACTS.items()
+                                    if name in content["facts"]})
+    state = renamed(content["model"])
     try:
-        crab.load_state_dict(renamed(content["model"]))
-    except RuntimeError as error:
-        # torch's first line names the class, its second the first parameter that does not fit.
-        reason = str(error).splitlines()[1].strip()
-        raise checkpoint.CheckpointError(f"{path}: {reason}") from error
+        tokenizer = Tokenizer(bytes(content["tokenizer"].numpy()))
+    except Exception as error:          # what sentencepiece makes of bytes from anywhere
+        raise CheckpointError(f"{path}: tokenizer: expected a sentencepiece model, "
+                              "found none") from error
+    cfg = config_of(path, content["config"], state)
+    expect_alike(path, "model.", outline(path, cfg, tokenizer), state)
+    crab = build(cfg, tokenizer).with_lora(kernel)
+    crab.load_state_dict(state)
     return crab.eval(), tokenizer, content["facts"]
+
+
+def config_of(path: Path, values: dict, state: dict[str, Tensor]) -> Config:
+    """The configuration of a file, checked; CheckpointError names the field.
+
+    All fields of the model must be there. Some, such as the base of the rotary positions, change no
+    shape: a default in their place would go unnoticed.
+    """
+    try:
+        cfg = from_dict(values)
+        check(cfg)
+    except ConfigError as error:
+        raise CheckpointError(f"{path}: config: {error}") from None
+    for section, fields in (cfg.model_dict() | {"lora": asdict(cfg.lora)}).items():
+        known = {OLD_FIELDS.get((section, key), key) for key in values.get(section, {})}
+        for field in fields:
+            if field not in known:
+                raise CheckpointError(f"{path}: config: {section}.{field}: expected a value, "
+                                      "found nothing")
+    # Each layer has tensors, so their number bounds the time that building an outline takes.
+    for section in ("llm", "vision", "audio", "visual_qformer", "audio_qformer", "mask"):
+        layers = getattr(cfg, section).layers
+        if layers > len(state):
+            raise CheckpointError(f"{path}: config: {section}.layers: expected at most the "
+                                  f"{len(state)} tensors of the file, found {layers}")
+    return cfg
+
+
+def outline(path: Path, cfg: Config, tokenizer: Tokenizer) -> dict[str, Tensor]:
+    """The state dict of a model on the meta device: names and shapes without memory."""
+    try:
+        with torch.device("meta"):
+            return build(cfg, tokenizer).with_lora().state_dict()
+    except (ValueError, RuntimeError, OverflowError) as error:      # sizes that no tensor can have
+        raise CheckpointError(f"{path}: config: {str(error).splitlines()[0]}") from error
+
+
+def require(path: Path, facts: dict) -> None:
+    """CheckpointError unless the facts are there that a program needs which train.py's file has."""
+    expect(path, facts, FACTS)

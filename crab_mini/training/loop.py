@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from ..config import StageConfig
 from ..errors import CheckpointError, Interrupted, NonFiniteLoss
 from .checkpoint import (
+    differences,
     fingerprint,
     load,
     load_trained_tensors,
@@ -42,11 +43,15 @@ from .distributed import Processes
 from .optimizer import Optimizer, parameter_groups, schedule
 from .progress import Curve, LossMeter, ProgressLine, add_losses
 from .rng import rng_state, seed_all, set_rng_state
+from .schema import DICT, DICTS, GENERATORS, SECONDS, TENSORS, WHOLE, YES_OR_NO, expect
 from .signals import catch_stop_signals
 
 SAVE_SECONDS = 120.0        # between checkpoints while a stage runs
 CURVE_ROWS = 200            # of a stage's curve, about
 NAMED_IDS = 8               # sample ids that an error message lists
+# The fields of a stage's checkpoint; then those that only an unfinished stage needs.
+FIELDS = {"module": TENSORS, "step": WHOLE, "seconds": SECONDS, "done": YES_OR_NO}
+TO_GO_ON = {"optimizer": DICTS, "rng": GENERATORS}
 
 
 @dataclass(frozen=True)
@@ -66,13 +71,15 @@ class Run:
 
 
 def fit(name: str, module: nn.Module, batches, cfg: StageConfig, depends: dict, run: Run,
-        max_minutes: float | None = None, lr_scale=None) -> str:
+        max_minutes: float | None = None, lr_scale=None,
+        made_with: dict[str, str] | None = None) -> str:
     """Trains what requires a gradient in `module`, or takes it from a finished checkpoint.
 
     depends: the configuration that the result depends on, and the fingerprints of earlier stages.
     max_minutes: the stage also ends, its learning rate run out, after so long. lr_scale: see
-    `parameter_groups`. Returns the stage's fingerprint. Raises CheckpointError, NonFiniteLoss and
-    Interrupted.
+    `parameter_groups`. made_with: what decides about rounding, such as the kernel: a resumed stage
+    says what has changed. Returns the stage's fingerprint. Raises CheckpointError, NonFiniteLoss
+    and Interrupted.
     """
     path = Path(run.out) / f"{name}.pt"
     stage = dataclasses.asdict(cfg)
@@ -82,7 +89,9 @@ def fit(name: str, module: nn.Module, batches, cfg: StageConfig, depends: dict, 
     module.to(run.device).train()
 
     # A finished stage is taken from its checkpoint; its batches are never asked for.
-    saved = load(path, name, config) if path.exists() else None
+    saved = load(path, name, config, FIELDS) if path.exists() else None
+    if saved:
+        check_position(path, saved, cfg, max_minutes)
     if saved and saved["done"]:
         load_trained_tensors(module.eval(), saved["module"], path)
         run.say(f"{name}: taken from {path} (made in {saved['step']} steps, "
@@ -97,15 +106,31 @@ def fit(name: str, module: nn.Module, batches, cfg: StageConfig, depends: dict, 
     with torch.random.fork_rng(devices), catch_stop_signals(run.processes) as stop:
         seed_all(run.seed, name, run.processes.rank)
         optimizer = Optimizer(parameter_groups(module, cfg, lr_scale))
-        trainer = Trainer(path, config, module, optimizer, batches, cfg, run, stop)
+        trainer = Trainer(path, config, module, optimizer, batches, cfg, run, stop, made_with)
         if saved and run.resume:
             trainer.restore(saved)
+            trainer.say_what_changed(saved)
         elif saved:
             run.say(f"{name}: starts anew and replaces {path} of step {saved['step']} "
                     "(--resume would go on with it)")
         trainer.train()
     module.eval()
     return fingerprint(config)
+
+
+def progress_of(step: int, seconds: float, steps: int, max_minutes: float | None) -> float:
+    """How much of a stage is over (0 to 1), in steps or in time, whichever is further."""
+    return max(step / max(steps, 1), seconds / (60 * max_minutes) if max_minutes else 0.0)
+
+
+def check_position(path: Path, saved: dict, cfg: StageConfig, max_minutes: float | None) -> None:
+    """CheckpointError where a checkpoint says a step, a time and an end that cannot be together."""
+    step, over = saved["step"], progress_of(saved["step"], saved["seconds"], cfg.steps, max_minutes)
+    if step > max(cfg.steps, 1):
+        raise CheckpointError(f"{path}: step: expected at most {cfg.steps}, found {step}")
+    if saved["done"] != (over >= 1):
+        raise CheckpointError(f"{path}: done: expected {over >= 1} at step {step} of {cfg.steps}, "
+                              f"found {saved['done']}")
 
 
 class ProcessReport(NamedTuple):
@@ -123,13 +148,16 @@ class Trainer:
     """
 
     def __init__(self, path: Path, config: dict, module: nn.Module, optimizer: Optimizer, batches,
-                 cfg: StageConfig, run: Run, stop: threading.Event):
-        """path, config: of the checkpoint. stop: set when a signal asks for the end."""
+                 cfg: StageConfig, run: Run, stop: threading.Event,
+                 made_with: dict[str, str] | None = None):
+        """path, config: of the checkpoint. stop: set when a signal asks for the end. made_with:
+        see `fit`.
+        """
         self.path, self.name, self.config = path, path.stem, config
         self.module, self.optimizer, self.batches = module, optimizer, batches
         self.cfg, self.run, self.stop = cfg, run, stop
-        minutes = config["max_minutes"]
-        self.budget = 60 * minutes if minutes else math.inf      # seconds
+        self.made_with = {"threads": str(torch.get_num_threads()), "torch": str(torch.__version__),
+                          "processes": str(run.processes.world_size)} | (made_with or {})
         self.step = 0               # optimizer steps so far
         self.seconds = 0.0          # of training so far, with those before a resume
         self.started = math.nan     # on the clock, as if all seconds had been without a break
@@ -139,7 +167,7 @@ class Trainer:
     @property
     def progress(self) -> float:
         """How much of the stage is over (0 to 1), in steps or in time, whichever is further."""
-        return max(self.step / max(self.cfg.steps, 1), self.seconds / self.budget)
+        return progress_of(self.step, self.seconds, self.cfg.steps, self.config["max_minutes"])
 
     def train_step(self) -> dict[str, tuple[float, float]]:
         """One optimizer step on the whole batch -> {part: (sum, count)} over all processes."""
@@ -164,7 +192,7 @@ class Trainer:
         # Clip. A rare steep batch must not undo many steps; the norm also shows a broken gradient.
         grad_norm = nn.utils.clip_grad_norm_(optimizer.parameters, self.cfg.clip)
         if not math.isfinite(grad_norm):
-            what = f"the gradient of {self.first_broken_gradient()}"
+            what = f"the gradient of {self.first_broken_gradient()} is not finite"
             raise NonFiniteLoss(self.broken(what, self.batches.ids(self.step)))
 
         # Schedule: warm up, stay, and fall to zero when the steps or the minutes run out.
@@ -250,9 +278,13 @@ class Trainer:
         return totals
 
     def first_broken_gradient(self) -> str:
-        """The first parameter whose gradient is not finite. (Clipping cannot have mended it.)"""
-        return next(name for name, p in zip(self.optimizer.names, self.optimizer.parameters)
-                    if p.grad is not None and not p.grad.isfinite().all())
+        """The first parameter whose gradient is not finite. (Clipping cannot have mended it.)
+
+        Where each is finite their norm is not: it is the sum of their squares that overflows.
+        """
+        broken = (name for name, p in zip(self.optimizer.names, self.optimizer.parameters)
+                  if p.grad is not None and not p.grad.isfinite().all())
+        return next(broken, "all parameters together")
 
     def broken(self, what: str, ids: list[str]) -> str:
         """The line of a NonFiniteLoss: the step, what is broken, the samples, what can be used."""
@@ -275,7 +307,7 @@ class Trainer:
             try:
                 save(self.path, self.name, self.config, module=trained_tensors(self.module),
                      optimizer=self.optimizer.state_dict(), rng=rng, step=self.step,
-                     seconds=self.seconds, done=done)
+                     seconds=self.seconds, done=done, made_with=self.made_with)
             except CheckpointError as error:
                 failure = str(error)
         failure = processes.gather(failure)[0]
@@ -283,7 +315,8 @@ class Trainer:
             raise CheckpointError(failure)
 
     def restore(self, saved: dict) -> None:
-        """Goes back to where a checkpoint was written."""
+        """Goes back to where a checkpoint was written; CheckpointError if it does not fit."""
+        expect(self.path, saved, TO_GO_ON)
         load_trained_tensors(self.module, saved["module"], self.path)
         try:
             self.optimizer.load_state_dict(saved["optimizer"])
@@ -295,4 +328,24 @@ class Trainer:
         # A process that was not there when the checkpoint was written keeps the seed it has.
         rank = self.run.processes.rank
         if rank < len(saved["rng"]):
-            set_rng_state(saved["rng"][rank], self.run.device)
+            try:
+                set_rng_state(saved["rng"][rank], self.run.device)
+            except (RuntimeError, TypeError) as error:
+                raise CheckpointError(f"{self.path}: rng: expected the random numbers' states, "
+                                      "found others") from error
+
+    def say_what_changed(self, saved: dict) -> None:
+        """One line where the resumed stage computes with something else than before."""
+        before = saved.get("made_with", {})
+        expect(self.path, {"made_with": before}, {"made_with": DICT})
+        changed = differences(before, self.made_with) if before else ""
+        if changed:
+            self.run.say(f"{self.name}: goes on with another rounding than before ({changed}): the "
+                         "last digits may differ from those of a run that was not stopped")
+
+
+def made_with(path: Path, name: str) -> dict:
+    """What a stopped stage was computed with, see `fit`; nothing where there is no such stage."""
+    saved = load(path, name, fields=FIELDS) if path.exists() else {"done": True}
+    found = {} if saved["done"] else saved.get("made_with", {})
+    return found if isinstance(found, dict) else {}

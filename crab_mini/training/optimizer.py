@@ -14,9 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from ..config import StageConfig
+from .schema import is_tensor
 
 BETAS = (0.9, 0.95)
 COOLDOWN = 0.6          # the last share of a stage, in which the learning rate falls to zero
+# What each optimizer gathers for a parameter.
+GATHERED = {torch.optim.Muon: {"momentum_buffer"},
+            torch.optim.AdamW: {"step", "exp_avg", "exp_avg_sq"}}
 SMALLEST = 32           # a matrix with a shorter side gains nothing from being made orthogonal
 
 
@@ -99,9 +103,29 @@ class Optimizer:
         return [part.state_dict() for part in self.parts]
 
     def load_state_dict(self, states: list[dict]) -> None:
-        """Takes up a state that `state_dict` gave; ValueError if it belongs to other parameters."""
+        """Takes up a state that `state_dict` gave; ValueError if it belongs to other parameters.
+
+        Only what training has gathered is taken up. Rates and the like are this run's own.
+        """
         if len(states) != len(self.parts):
             raise ValueError(f"expected the state of {len(self.parts)} optimizers, "
                              f"found {len(states)}")
         for part, state in zip(self.parts, states):
-            part.load_state_dict(state)
+            groups = part.state_dict()["param_groups"]
+            parameters = [p for group in part.param_groups for p in group["params"]]
+            found = state.get("state")
+            if not isinstance(found, dict) or not found.keys() <= set(range(len(parameters))):
+                raise ValueError(f"expected the state of {len(parameters)} parameters")
+            for number, values in found.items():
+                check_state(values, GATHERED[type(part)], parameters[number].shape)
+            part.load_state_dict({"state": found, "param_groups": groups})
+
+
+def check_state(values: dict, names: set[str], shape: torch.Size) -> None:
+    """ValueError unless these are the named tensors of a parameter, "step" a single number."""
+    if not isinstance(values, dict) or values.keys() != names:
+        raise ValueError(f"expected {', '.join(sorted(names))} of each parameter")
+    for name, value in values.items():
+        expected = torch.Size() if name == "step" else shape
+        if not is_tensor(value) or value.shape != expected or not value.is_floating_point():
+            raise ValueError(f"{name}: expected floats of shape {list(expected)}")

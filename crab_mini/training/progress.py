@@ -37,13 +37,16 @@ class Curve:
 
 
 def read_curve(path: Path) -> list[dict]:
-    """The rows of a curve; a last line that a killed run left unfinished is dropped."""
+    """The rows of a curve, up to the first that is none: a killed run leaves half a line."""
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    for line in path.read_bytes().splitlines() if path.is_file() else []:
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
             break
+        if not isinstance(row, dict) or type(row.get("step")) is not int:
+            break
+        rows.append(row)
     return rows
 
 
