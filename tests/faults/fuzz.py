@@ -4,7 +4,7 @@
     python -m tests.faults.fuzz --minutes 60             seeds beyond those of the tests, by hand
     python -m tests.faults.fuzz --seeds 0-999 --json f   a range of seeds, and a table by kind
 
-Where atheris is installed, `--guided` lets it choose the bytes by coverage (tests/faults/guided.py).
+What a search finds is kept: its seed goes into cases/seeds.txt, with a few words, and is a test from then on.
 """
 
 import argparse

@@ -5,6 +5,7 @@
 
 import os
 import random
+from pathlib import Path
 
 import pytest
 
@@ -55,6 +56,17 @@ def test_some_corrupted_inputs(folder):
 def test_all_corrupted_inputs(folder, first):
     lines = red(list(range(first, first + 100)), folder)
     assert not lines, "\n".join(["", *lines])
+
+
+def kept() -> list[int]:
+    """The seeds that searches have found (`python -m tests.faults.fuzz --minutes 60`)."""
+    text = (Path(__file__).parent / "cases" / "seeds.txt").read_text()
+    return [int(line.split()[0]) for line in text.splitlines() if line and not line.startswith("#")]
+
+
+@pytest.mark.slow
+def test_what_searches_have_found(folder):
+    assert not (lines := red(kept(), folder)), "\n".join(["", *lines])
 
 
 def test_a_hang_and_a_bomb_are_seen(tmp_path):
