@@ -83,7 +83,7 @@ def train_and_evaluate(argv: list[str] | None) -> None:
     data, tasks = data_folder(options, clips, tasks, run)
     if first:
         print_plan(crab, options, run, data, clips, tasks)
-    check_annotations(options, cfg, tokenizer, data, tasks)
+    check_annotations(options, data, tasks)
 
     # Train the stages.
     script = ScriptEmbeddings(crab, categories)
@@ -187,8 +187,7 @@ def data_folder(options, clips: Path, tasks: list[str], run: Run) -> tuple[Path,
     return options.data, there
 
 
-def check_annotations(options, cfg: Config, tokenizer: Tokenizer, data: Path,
-                      tasks: list[str]) -> None:
+def check_annotations(options, data: Path, tasks: list[str]) -> None:
     """Opens all of --data before minutes or hours go into training.
 
     Where all earlier stages are done the training split is not opened here: it is opened at once.
@@ -199,7 +198,7 @@ def check_annotations(options, cfg: Config, tokenizer: Tokenizer, data: Path,
     earlier = [name for name in STAGES[:-1] if name not in skipped]
     ready = all((folder / f"{name}.pt").exists() for name in earlier)
     splits = ("test",) if ready else ("train", "test")
-    usable(data, splits, tasks, tokenizer, cfg.reasoning == "on", [] if options.skip_bad else None)
+    usable(data, splits, tasks, [] if options.skip_bad else None)
 
 
 def open_split(data: Path, split: str, tasks: list[str], features: Features, tokenizer: Tokenizer,

@@ -153,9 +153,6 @@ def check(root: str | Path, progress: bool = True, masters: Callable | None = No
 
     # What the annotations name.
     for row, errors in examine(rows, progress):
-        if not errors:
-            error = error_of(row.check_answer)
-            errors = [error] if error is not None else []
         report.add(row.task, row.split, errors)
         good, count = report.samples[row.task][row.split]
         report.samples[row.task][row.split] = (good + (not errors), count)

@@ -16,7 +16,7 @@ def classes_of(root: Path) -> tuple[str, ...]:
     path = Path(root) / "classes.json"
     if not os.path.lexists(path):
         return AVSBENCH_CLASSES
-    names = names_of(read_json(path, Path(root), list, "a list of names"), path, "class names")
+    names = names_of(read_json(path, Path(root), list, "a JSON list of class names"), path, "class names")
     if len(names) > len(AVSBENCH_CLASSES):
         raise DataError(path, "class names", f"expected {len(AVSBENCH_CLASSES)} at most, the "
                                              f"numbers of AVSBench's palette, found {len(names)}")

@@ -4,9 +4,28 @@ import json
 from pathlib import Path
 
 from ..errors import DataError
-from .media import inside
+from .paths import inside
 
 MAX_BYTES = 500_000_000     # of a JSON file: two million annotations
+MAX_SHARED = 10_000         # texts that are kept once, however often they stand in a file
+
+
+class Shared:
+    """Makes the dicts of a JSON file. Equal texts, such as the name of a clip, become one object."""
+
+    def __init__(self):
+        self.texts: dict[str, str] = {}
+
+    def __call__(self, pairs: list[tuple]) -> dict:
+        """The keys and values of one JSON object -> its dict."""
+        made = {}
+        for key, value in pairs:
+            if isinstance(value, str):
+                value = self.texts.get(value, value)
+                if len(self.texts) < MAX_SHARED:
+                    self.texts[value] = value
+            made[key] = value
+        return made
 
 
 def read_json(path: Path, root: Path, kind: type, expected: str, advice: str = ""):
@@ -24,7 +43,7 @@ def read_json(path: Path, root: Path, kind: type, expected: str, advice: str = "
         if size > MAX_BYTES:
             raise DataError(path, "file", f"too large: {size} bytes, at most {MAX_BYTES} allowed")
         text = path.read_bytes().decode("utf-8-sig")
-        content = json.loads(text)
+        content = json.loads(text, object_pairs_hook=Shared())
     except UnicodeDecodeError as error:
         raise DataError(path, "file", f"not UTF-8: byte {error.start}{advice}") from error
     except DataError:

@@ -59,24 +59,6 @@ def must_be_whole(path: Path, field: str, kinds: dict[str, str]) -> None:
         raise DataError(path, field, reason)
 
 
-def inside(path: Path, root: Path, file: str | Path, field: str) -> Path:
-    """The path, if it stays inside the folder `root`, also when links are followed. Otherwise
-    DataError.
-
-    file, field: where the path was written, for the error.
-    """
-    try:
-        resolved = path.resolve()
-        if not resolved.is_relative_to(root.resolve()):
-            raise DataError(file, field, f"'{path.name}' leads outside the data folder")
-        path.exists()               # raises OSError if the name is too long for the file system
-    except (OSError, RuntimeError, ValueError) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(file, field, f"no usable path: {error}") from error
-    return path
-
-
 # ---- pictures
 
 def open_picture(path: Path, field: str = "image") -> Image.Image:
@@ -152,14 +134,13 @@ def open_label(path: Path, field: str, image_size: tuple[int, int] | None) -> Im
     return label
 
 
-def read_mask(path: str | Path, size: int, image_size: tuple[int, int] | None = None,
-              field: str = "mask") -> Tensor:
-    """A binary mask as (H,W) bool with H = W = size: true where any colour channel is above zero.
+def mask_pixels(path: Path, image_size: tuple[int, int] | None = None,
+                field: str = "mask") -> np.ndarray:
+    """A binary mask file as (height,width) bool: true where any colour channel is above zero.
 
     image_size: (width, height) of the picture that the mask belongs to. A mask of another size
     raises DataError.
     """
-    path = Path(path)
     label = open_label(path, field, image_size)
     with decoding(path, field, "mask"):
         # Palettes and other colour spaces are turned to colours first; transparency is ignored.
@@ -168,7 +149,13 @@ def read_mask(path: str | Path, size: int, image_size: tuple[int, int] | None = 
         values = np.asarray(label)  # (height,width) or (height,width,C)
         if label.mode in ("LA", "La"):
             values = values[..., :1]
-        return resize_nearest(values > 0 if values.ndim == 2 else (values > 0).any(-1), size)
+        return values > 0 if values.ndim == 2 else (values > 0).any(-1)
+
+
+def read_mask(path: str | Path, size: int, image_size: tuple[int, int] | None = None,
+              field: str = "mask") -> Tensor:
+    """`mask_pixels` as (H,W) bool with H = W = size."""
+    return resize_nearest(mask_pixels(Path(path), image_size, field), size)
 
 
 def palette() -> np.ndarray:
@@ -224,17 +211,21 @@ def decode_classes(label: Image.Image, path: Path, field: str) -> np.ndarray:
     return classes
 
 
-def read_classes(path: str | Path, size: int, image_size: tuple[int, int] | None = None,
-                 field: str = "mask") -> Tensor:
-    """A class map file as class numbers (H,W) int64 with H = W = size. image_size as in
-    `read_mask`.
+def class_pixels(path: Path, image_size: tuple[int, int] | None = None,
+                 field: str = "mask") -> np.ndarray:
+    """A class map file as class numbers (height,width) int64. image_size as in `mask_pixels`.
 
     Raises DataError for a number or a colour that AVSBench does not have.
     """
-    path = Path(path)
     label = open_label(path, field, image_size)
     with decoding(path, field, "mask"):
-        return resize_nearest(decode_classes(label, path, field), size)
+        return decode_classes(label, path, field)
+
+
+def read_classes(path: str | Path, size: int, image_size: tuple[int, int] | None = None,
+                 field: str = "mask") -> Tensor:
+    """`class_pixels` as (H,W) int64 with H = W = size."""
+    return resize_nearest(class_pixels(Path(path), image_size, field), size)
 
 
 # ---- sound

@@ -14,15 +14,17 @@ from pathlib import Path
 
 from ..errors import DataError
 from ..tasks.base import TASKS
+from ..tokenizer import ANSWER, AUDIO, VISUAL
 from .class_lists import classes_of, names_of
 from .integrity import VIDEOS
 from .json_files import read_json
-from .media import inside
+from .paths import Inside
 
 SPLITS = ("train", "test")
+MARKS = (VISUAL, AUDIO, ANSWER)     # of the tokenizer; no text of a data set may hold them
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Row:
     """One validated annotation and where its files are: what can be known without opening media."""
     task: str
@@ -46,11 +48,28 @@ class Row:
         """Where the annotation stands, for messages."""
         return f"{self.root / self.task / self.split}.json[{self.index}]"
 
-    def check_answer(self, reasoning: bool = True) -> None:
-        """DataError unless the text to learn holds a mask group for each of its masks."""
+    def check_text(self) -> None:
+        """DataError unless prompt and answer can be learned, with reasoning and without it.
+
+        They must hold none of the marks behind which the model's embeddings stand, and a whole
+        group of mask tokens for each mask.
+        """
         task = TASKS[self.task]
-        text = task.answer(self.fields, reasoning)
-        task.check_answer(self.fields, text, self.classes, self.place)
+        answers = [task.answer(self.fields, reasoning) for reasoning in (True, False)]
+        for text in (task.prompt(self.fields), *answers):
+            for mark in MARKS:
+                if mark in text:
+                    raise DataError(self.place, self.field_with(mark),
+                                    f"expected no '{mark}': it is the model's own mark")
+        for text in answers:
+            task.check_answer(self.fields, text, self.classes, self.place)
+
+    def field_with(self, mark: str) -> str:
+        """The key whose value holds a mark; the answer's key where none does by itself."""
+        for key, value in self.fields.items():
+            if mark in (value if isinstance(value, (str, list)) else ()):
+                return key
+        return TASKS[self.task].answer_field
 
 
 def tasks_in(root: str | Path, split: str,
@@ -115,6 +134,7 @@ def read_task(root: Path, task: str, split: str,
         return [], 0
 
     rows, seen = [], {}             # seen: identity -> index of the sample that has it
+    inside = Inside(root)
     for index, entry in enumerate(entries):
         place = f"{path}[{index}]"
         try:
@@ -124,8 +144,10 @@ def read_task(root: Path, task: str, split: str,
                 keys = " + ".join(TASKS[task].identity)
                 raise DataError(place, keys, f"duplicate of sample {seen[name]}")
             seen[name] = index
-            files = files_of(root, task, entry, place)
-            rows.append(Row(task, split, index, entry, root, classes, **files))
+            files = files_of(root, task, entry, place, inside)
+            row = Row(task, split, index, entry, root, classes, **files)
+            row.check_text()
+            rows.append(row)
         except DataError as error:
             problems.append(error)
         except OSError as error:    # a folder that may not be searched
@@ -133,7 +155,7 @@ def read_task(root: Path, task: str, split: str,
     return rows, len(entries)
 
 
-def path_named(entry: dict, key: str, folder: Path, root: Path, place: str) -> Path:
+def path_named(entry: dict, key: str, folder: str, place: str, inside: Inside) -> Path:
     """The file that an annotation names, relative to `folder`.
 
     DataError for an absolute path, for '..', and for a link that leaves the data folder.
@@ -142,35 +164,36 @@ def path_named(entry: dict, key: str, folder: Path, root: Path, place: str) -> P
     parts = text.split("/")
     if text.startswith("/") or "\\" in text or "\0" in text or ":" in parts[0]:
         raise DataError(place, key, f"absolute or foreign path '{text}': expected one relative to "
-                                    f"{folder.name}/")
+                                    f"{os.path.basename(folder)}/")
     if ".." in parts:
         raise DataError(place, key, f"'..' in '{text}': an annotation stays inside its folder")
-    return inside(folder / text, root, place, key)
+    return inside(f"{folder}/{text}", place, key)
 
 
-def files_of(root: Path, task: str, entry: dict, place: str) -> dict[str, Path | None]:
+def files_of(root: Path, task: str, entry: dict, place: str,
+             inside: Inside) -> dict[str, Path | None]:
     """The files of an annotation that has passed validation, by the names of Row's attributes."""
-    folder = root / task
+    folder = f"{root}/{task}"
     if TASKS[task].on_video:
         # A folder of frames stands in for the video of that name.
-        video = path_named(entry, "video_path", folder / "video", root, place)
-        frames = inside(video.with_suffix(""), root, place, "video_path")
+        video = path_named(entry, "video_path", f"{folder}/video", place, inside)
+        frames = inside(os.path.splitext(video)[0], place, "video_path")
         if not video.exists() and frames.is_dir():
             video = frames
 
         # Without a sound file of its own the clip has the video's soundtrack.
         audio = None
-        if entry.get("audio_path") and (folder / "audio").is_dir():
-            audio = path_named(entry, "audio_path", folder / "audio", root, place)
+        if entry.get("audio_path") and os.path.isdir(f"{folder}/audio"):
+            audio = path_named(entry, "audio_path", f"{folder}/audio", place, inside)
         if audio is not None and audio.suffix.lower() in VIDEOS:
             audio = None
         return {"video": video, "audio": audio}
 
-    image = path_named(entry, "image_path", folder, root, place)
-    audio = path_named(entry, "audio_path", folder, root, place)
+    image = path_named(entry, "image_path", folder, place, inside)
+    audio = path_named(entry, "audio_path", folder, place, inside)
     mask = None
     if TASKS[task].masks:
-        mask = inside(TASKS[task].mask_path(entry, image, place), root, place, "image_path")
+        mask = inside(TASKS[task].mask_path(entry, image, place), place, "image_path")
     return {"image": image, "audio": audio, "mask": mask}
 
 

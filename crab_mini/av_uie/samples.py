@@ -6,6 +6,7 @@ T seconds, H = W = the model's image size, S waveform samples.
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,7 +14,16 @@ from ..errors import DataError
 from ..tasks.base import TASKS
 from ..tasks.drawing import Box
 from .integrity import PICTURES
-from .media import inside, picture_size, pieces, read_audio, read_classes, read_image, read_mask
+from .media import (
+    class_pixels,
+    mask_pixels,
+    picture_size,
+    pieces,
+    read_audio,
+    read_image,
+    resize_nearest,
+)
+from .paths import inside
 from .resample import RATE
 from .rows import Row
 from .video import open_clip
@@ -172,19 +182,39 @@ def decode_picture(row: Row, size: int) -> Sample:
 def read_masks(row: Row, size: int | None) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """The row's masks (G,H,W) bool, its class map (H,W), and the class map of all that is visible.
 
-    None where a task or a data set has none.
+    None where a task or a data set has none. DataError where the file shows nothing of what the
+    annotation names; that is looked for in all pixels, before small things are lost.
     """
     if row.mask is None:
         return None, None, None
-    shape = picture_size(row.image, "image_path")
-    if TASKS[row.task].by_class:
-        class_map = read_classes(row.mask, size, shape)                                  # (H,W)
-        numbers = TASKS[row.task].class_numbers(row.fields, row.classes, row.place)
+    task, shape = TASKS[row.task], picture_size(row.image, "image_path")
+    if task.by_class:
+        pixels = numbers_in(row.mask, "mask", row, shape)                        # (height,width)
+        numbers = task.class_numbers(row.fields, row.classes, row.place)
+        for number in numbers:
+            if not (pixels == number).any():
+                raise DataError(row.mask, "mask", f"shows no {row.classes[number]}, which the "
+                                                  f"annotation names: {row.place}")
+        class_map = resize_nearest(pixels, size)                                         # (H,W)
         masks = torch.stack([class_map == number for number in numbers])                 # (G,H,W)
     else:
-        class_map = None
-        masks = read_mask(row.mask, size, shape)[None]                                   # (1,H,W)
+        pixels = mask_pixels(row.mask, shape)                                    # (height,width)
+        if not task.empty_masks and not pixels.any():
+            raise DataError(row.mask, "mask", "empty, and the annotation names an object: "
+                                              f"{row.place}")
+        class_map, masks = None, resize_nearest(pixels, size)[None]                      # (1,H,W)
     path = row.image.parent.parent / "visible" / f"{row.image.stem}.png"
     path = inside(path, row.root, row.image, "visible")
-    visible = read_classes(path, size, shape, "visible") if path.exists() else None
+    visible = None
+    if path.exists():
+        visible = resize_nearest(numbers_in(path, "visible", row, shape), size)
     return masks, class_map, visible
+
+
+def numbers_in(path: Path, field: str, row: Row, shape: tuple[int, int]) -> np.ndarray:
+    """A class map (height,width); DataError for a number that no name of the data folder has."""
+    pixels = class_pixels(path, shape, field)
+    if pixels.max() >= len(row.classes):
+        raise DataError(path, field, f"class {pixels.max()}: expected less than "
+                                     f"{len(row.classes)}, the names in classes.json")
+    return pixels

@@ -19,15 +19,9 @@ from torch import Tensor
 
 from ..errors import DataError
 from .integrity import FORMATS, PICTURES, VIDEOS
-from .media import (
-    decoding,
-    inside,
-    must_be_whole,
-    open_picture,
-    picture_tensor,
-    read_image,
-)
+from .media import decoding, must_be_whole, open_picture, picture_tensor, read_image
 from .mono import MAX_SECONDS, Mono
+from .paths import inside
 
 INSTALL = 'pip install -e ".[video]"'
 MAX_HELD = 1.0              # seconds for which the last frame of a video still counts as on screen

@@ -25,9 +25,11 @@ from ..errors import DataError
 from ..features.encoders import Features
 from ..features.rows import Samples
 from ..tasks.base import TASKS
+from ..tasks.fields import is_text, shortened
 from ..tokenizer import Tokenizer
 
 SHORTEST = 0.5              # seconds of sound
+LONGEST_TEXT = 2000         # characters of a question or an expression
 
 
 @dataclass(frozen=True)
@@ -148,7 +150,13 @@ def sample_of(request: Request, size: int,
 
 
 def encoded(sample: Sample, features: Features, tokenizer: Tokenizer) -> Samples:
-    """The sample, encoded; ConfigError for a prompt with the model's own marks in it."""
+    """The sample, encoded; ConfigError for a prompt that is too long, holds half of a surrogate
+    pair, or holds the model's own marks.
+    """
+    for value in sample.fields.values():
+        if isinstance(value, str) and value and (len(value) > LONGEST_TEXT or not is_text(value)):
+            raise ConfigError(f"--question, --expression: expected text of {LONGEST_TEXT} "
+                              f"characters at most, found {len(value)}: {shortened(value)}")
     prompt = tokenizer.encode(TASKS[sample.task].prompt(sample.fields))
     for mark in (tokenizer.visual, tokenizer.audio, tokenizer.answer):
         if mark in prompt:

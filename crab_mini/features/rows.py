@@ -23,40 +23,13 @@ from .encoders import Features
 LISTED = 20                      # bad samples that are named one by one
 
 
-def check_text(row: Row, tokenizer: Tokenizer, reasoning: bool) -> None:
-    """DataError where a row's prompt or answer holds marks that are not those of its masks."""
-    task = TASKS[row.task]
-    prompt = tokenizer.encode(task.prompt(row.fields))
-    answer = tokenizer.encode(task.answer(row.fields, reasoning))
-    for mark in (tokenizer.visual, tokenizer.audio, tokenizer.answer):
-        if mark in prompt or mark in answer:
-            raise DataError(row.place, task.answer_field,
-                            f"expected no '{tokenizer.names[mark]}': it is the model's own mark")
-    row.check_answer(reasoning)
-
-
-def annotations(root: Path, split: str, tasks: list[str], tokenizer: Tokenizer, reasoning: bool,
-                problems: list[DataError] | None) -> list[Row]:
-    """The rows of a split whose annotations are in order; problems: see `Split`. Opens no media."""
-    good = []
-    for row in read_annotations(root, split, tasks, problems):
-        try:
-            check_text(row, tokenizer, reasoning)
-            good.append(row)
-        except DataError as error:
-            if problems is None:
-                raise
-            problems.append(error)
-    return good
-
-
-def usable(root: Path, splits: tuple[str, ...], tasks: list[str], tokenizer: Tokenizer,
-           reasoning: bool, problems: list[DataError] | None) -> None:
+def usable(root: Path, splits: tuple[str, ...], tasks: list[str],
+           problems: list[DataError] | None) -> None:
     """Opens all that `Split` will open of these splits, where they exist; problems: see `Split`."""
     rows = []
     for split in splits:
         if any((root / task / f"{split}.json").is_file() for task in tasks):
-            rows += annotations(root, split, tasks, tokenizer, reasoning, problems)
+            rows += read_annotations(root, split, tasks, problems)
     for _, errors in examine(rows):
         if errors and problems is None:
             raise errors[0]
@@ -129,7 +102,7 @@ class Split(Samples):
         super().__init__(features, tokenizer)
         self.by_task = {task: [] for task in tasks}
         rows: dict[str, list[Row]] = {task: [] for task in tasks}
-        for row in annotations(root, split, tasks, tokenizer, self.reasoning, problems):
+        for row in read_annotations(root, split, tasks, problems):
             rows[row.task].append(row)
         wanted = [row for task in tasks for row in rows[task][:limit]]
         self.add(features.cache.prepare(wanted, problems))

@@ -65,7 +65,7 @@ class ARIG(Task):
 
     def parse(self, text: str) -> tuple[int, int, int, int] | None:
         """The last two corners `(x,y)` -> (x0, y0, x1, y1)."""
-        corners = re.findall(r"\(\s*(\d+)\s*,\s*(\d+)\s*\)", text)
+        corners = re.findall(r"\(\s*(\d{1,9})\s*,\s*(\d{1,9})\s*\)", text)
         if len(corners) < 2:
             return None
         (x0, y0), (x1, y1) = [(int(x), int(y)) for x, y in corners[-2:]]

@@ -14,6 +14,12 @@ from .drawing import Drawing, Event
 from .score import Answer, Score, listed_names, measure, most_frequent, same_name
 
 RANGE = re.compile(r"<range>\s*(\d+)\s*,\s*(\d+)\s*</range>")
+DIGITS = 9                  # of a number are read: Python itself refuses thousands
+
+
+def seconds_in(span: re.Match) -> tuple[int, int]:
+    """(start, end) of a match of RANGE."""
+    return int(span[1][:DIGITS]), int(span[2][:DIGITS])
 
 
 class AVE(Task):
@@ -29,9 +35,10 @@ class AVE(Task):
         if start >= end:
             raise DataError(place, "end_time", f"{end} is not after start_time {start}")
         span = RANGE.search(fields["label_content"])
-        if span and (int(span[1]), int(span[2])) != (start, end):
+        if span and seconds_in(span) != (start, end):
             raise DataError(place, "label_content",
-                            f"mislabelled: the range {span[1]},{span[2]} is not {start},{end}")
+                            "mislabelled: the range {},{} is not {},{}".format(
+                                *seconds_in(span), start, end))
 
     def events(self, fields: dict) -> list[Event]:
         """The one event."""
@@ -47,9 +54,9 @@ class AVE(Task):
     def parse(self, text: str) -> Event | None:
         """(event, start, end) in seconds."""
         event, span = re.search(r"<event>\s*(.+?)\s*</event>", text), RANGE.search(text)
-        if not event or not span or int(span[1]) > int(span[2]):
+        if not event or not span or seconds_in(span)[0] > seconds_in(span)[1]:
             return None
-        return event[1], int(span[1]), int(span[2])
+        return event[1], *seconds_in(span)
 
     def names(self, fields: dict) -> set[str]:
         return listed_names(fields["event"])

@@ -38,6 +38,7 @@ class Task:
 
     # What the model answers with.
     masks = False                       # mask tokens
+    empty_masks = True                  # a mask may be empty: nothing in the frame is meant
     by_class = False                    # a class map: one mask group for each class that is named
 
     # `eval.py --task` on files of one's own: its options that the task needs -> key that they fill.

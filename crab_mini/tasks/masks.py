@@ -137,6 +137,7 @@ class S4(MaskTask):
     """AVSBench, single source: the only object that makes a sound."""
     name = "s4"
     frames = 1
+    empty_masks = False
     clips_folder = "AVS/v1s"
 
     def prompt(self, fields: dict) -> str:

@@ -20,7 +20,8 @@ from ..av_uie.class_lists import classes_of, names_of
 from ..av_uie.integrity import PICTURES, SOUNDS
 from ..av_uie.json_files import read_json
 from ..av_uie.log_mel import fbank
-from ..av_uie.media import decoding, inside, must_be_whole, open_picture, read_audio
+from ..av_uie.media import decoding, must_be_whole, open_picture, read_audio
+from ..av_uie.paths import inside
 from ..errors import DataError
 from ..tasks.fields import is_whole, shortened
 from .bank import MIN_CLASSES, class_names
