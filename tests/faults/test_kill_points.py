@@ -10,6 +10,7 @@ import pytest
 
 from crab_mini.world.write import write
 
+from .cases import said
 from .child import Child
 from .kill import MODES, dying
 from .scenes import SIZE, killed, prepare_training, rendered, trained, training_result
@@ -52,7 +53,7 @@ def test_two_processes_on_the_same_folders(whole, folder):
     children = [Child(place / f"work{k}", [tuple(trained(place))], seconds=120) for k in range(2)]
     for child in children:
         step = child.wait().steps[0]
-        assert step.status == 0 or step.status == 2 and len(step.err.splitlines()) == 1, step
+        assert step.status == 0 or step.status == 2 and len(said(step.err)) == 1, step
     assert training_result(place) == whole("train")[1]
 
 
