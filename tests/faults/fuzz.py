@@ -24,7 +24,7 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     made = argparse.ArgumentParser(prog="python -m tests.faults.fuzz")
     made.add_argument("--seed", type=int)
-    made.add_argument("--seeds", default=None, metavar="A-B")
+    made.add_argument("--seeds", default=None, metavar="A-B,C,...")
     made.add_argument("--minutes", type=float, default=5)
     made.add_argument("--first", type=int, default=COUNT, help="the first seed of a search")
     made.add_argument("--kind", help="only cases of this kind")
@@ -38,11 +38,12 @@ def seeds_of(options) -> list[int]:
     """The seeds to run; a search has a million of them and ends by the clock."""
     if options.seed is not None:
         return [options.seed]
-    if options.seeds:
-        first, last = map(int, options.seeds.split("-"))
-    else:
-        first, last = options.first, options.first + 10 ** 6
-    return [seed for seed in range(first, last + 1) if options.kind in (None, kind_of(seed))]
+    ranges = options.seeds or f"{options.first}-{options.first + 10 ** 6}"
+    seeds = []
+    for part in ranges.split(","):
+        first, _, last = part.partition("-")
+        seeds += range(int(first), int(last or first) + 1)
+    return [seed for seed in seeds if options.kind in (None, kind_of(seed))]
 
 
 def megabytes_beyond(outcome) -> float:
