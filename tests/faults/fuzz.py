@@ -43,7 +43,7 @@ def seeds_of(options) -> list[int]:
     for part in ranges.split(","):
         first, _, last = part.partition("-")
         seeds += range(int(first), int(last or first) + 1)
-    return [seed for seed in seeds if options.kind in (None, kind_of(seed))]
+    return [seed for seed in dict.fromkeys(seeds) if options.kind in (None, kind_of(seed))]
 
 
 def megabytes_beyond(outcome) -> float:
