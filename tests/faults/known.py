@@ -1,0 +1,14 @@
+"""Cases that are known to fail: seed -> why. A case in this list that passes is a failure, too."""
+
+LONG = "a path of thousands of characters stands in the line as a whole, and twice"
+PUBLISHED = "the readers of published weights"
+
+KNOWN: dict[int, str] = {
+    174: LONG, 225: LONG,
+    194: f"{PUBLISHED}: a section of config.json that is a number",
+    205: f"{PUBLISHED}: an empty sentencepiece model",
+    278: f"{PUBLISHED}: a shard's name with control characters is printed as it is",
+    386: f"{PUBLISHED}: a value of thousands of characters is printed as a whole",
+    513: f"{PUBLISHED}: torch's warning about an unknown pickle protocol",
+    532: f"{PUBLISHED}: config.json nested too deeply",
+}
