@@ -12,7 +12,8 @@ def catch_stop_signals(processes: Processes):
     """Yields an event that Ctrl-C and SIGTERM set. Afterwards the handlers are what they were.
 
     A second Ctrl-C stops a lone process at once. Among several processes it does nothing more:
-    torchrun forwards a Ctrl-C that the terminal has sent to them already.
+    torchrun forwards a Ctrl-C that the terminal has sent to them already. The traceback that it
+    prints then is its own: its process is not ours, and nothing here can prevent it.
     """
     stop = threading.Event()
     # Python delivers signals to the main thread only; in another one there is nothing to catch.
