@@ -56,9 +56,9 @@ def test_shards_and_folders(tmp_path):
 
 @pytest.mark.parametrize("weight_map, message", [
     ({"a.weight": "part-0.bin", "a.bias": "part-0.bin"}, "a.bias: expected in part-0.bin, found nothing"),
-    ({"a.weight": "part-0.bin", "a.bias": "part-2.bin"}, "part-2.bin: expected a file, found none"),
+    ({"a.weight": "part-0.bin", "a.bias": "part-2.bin"}, "index.json: expected a file 'part-2.bin' beside it, found none"),
     ({"a.bias": "part-0.bin"}, "a.weight: expected in no shard, found in part-0.bin"),
-    ({"a.weight": "../part-0.bin"}, "expected shards beside the index, found '../part-0.bin'"),
+    ({"a.weight": "../part-0.bin"}, "expected weight files beside the index, found '../part-0.bin'"),
     ({}, "expected 'weight_map'"),
     ({"a.weight": 3}, "expected 'weight_map'"),
 ])

@@ -92,7 +92,7 @@ def test_published_encoders_with_an_llm_of_ones_own(weights):
     (["VISION", "--vision.dim", "64"], "--vision.dim 64: expected 32, as in --vision-weights"),
     (["VISION", "--vision.llm_layer", "4"], "--vision.llm_layer: expected at most 3"),
     (["LLM", "--tokenizer", "other.model"], "--tokenizer other.model: expected"),
-    (["LLM", "--tokenizer", "none.model"], "none.model: not a readable sentencepiece model"),
+    (["LLM", "--tokenizer", "none.model"], "--tokenizer none.model: expected a file, found none"),
     (["--preset", "paper", "VISION"], "--preset paper is trained from published weights only: give --audio-weights, "
                                       "--llm-weights"),
     (["--llm.dim", "65536", "--llm.ffn_dim", "999999", "--llm.layers", "9"], "GB are free on cpu"),

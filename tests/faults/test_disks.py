@@ -14,7 +14,7 @@ from .cases import said
 from .child import Child
 from .scenes import SCENES, SIZE, rendered, start
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0,
+pytestmark = [pytest.mark.long, pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0,
                                                    reason="needs root: it mounts a tmpfs")]
 FOLDERS = {"run": "train", "cache": "train", "shown": "eval"}       # folder of a scene -> the scene
 PARTS = {"run": (9_000_000, 13_000_000, 17_000_000), "cache": (4096, 100_000), "shown": (4096,)}   # bytes

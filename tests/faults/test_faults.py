@@ -51,7 +51,7 @@ def test_some_corrupted_inputs(folder):
     assert not (lines := red(few(), folder)), "\n".join(["", *lines])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("first", range(0, COUNT, 100))
 def test_all_corrupted_inputs(folder, first):
     lines = red(list(range(first, first + 100)), folder)
@@ -64,7 +64,7 @@ def kept() -> list[int]:
     return [int(line.split()[0]) for line in text.splitlines() if line and not line.startswith("#")]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_what_searches_have_found(folder):
     assert not (lines := red(kept(), folder)), "\n".join(["", *lines])
 

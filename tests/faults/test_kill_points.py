@@ -34,7 +34,7 @@ def test_a_few_kills(whole, folder):
     assert not bad, "\n".join(["", *bad])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name, files", [
     ("train", "tokenizer keys rows.f16 clips.jsonl files.jsonl instruct.jsonl instruct.pt crab.pt results.json"),
     ("eval", "s.json p.jsonl ave_0.png")])
@@ -46,7 +46,7 @@ def test_a_kill_at_every_write(name, files, whole, folder):
     assert not bad, "\n".join(["", *bad])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_on_the_same_folders(whole, folder):
     place = folder / "two"
     prepare_training(place)
@@ -72,7 +72,7 @@ def children_of(pid: int) -> list[int]:
     return found
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="no /proc")
 def test_a_kill_while_rendering_leaves_no_worker_and_no_damage(folder):
     whole = folder / "rendered"
@@ -97,7 +97,7 @@ def test_a_kill_while_rendering_leaves_no_worker_and_no_damage(folder):
         assert rendered(place) == expected, f"other files after a kill at {share:.0%}"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("name", ["ave/train.json", "classes.json", "clips.json"])
 def test_a_kill_at_the_lists_of_a_rendered_folder(folder, name, mode):

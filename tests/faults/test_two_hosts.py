@@ -16,7 +16,7 @@ from crab_mini.training.progress import read_curve
 
 from . import good
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(
+pytestmark = [pytest.mark.long, pytest.mark.skipif(
     not hasattr(os, "geteuid") or os.geteuid() != 0 or not shutil.which("ip") or not shutil.which("tc"),
     reason="needs root, ip and tc")]
 HOSTS = ("crab_a", "crab_b")                # namespaces
