@@ -39,8 +39,8 @@ from crab_mini.scoring import score
 from crab_mini.stages.encoders import HearStage, Pictures, SeeStage, Sounds
 from crab_mini.stages.instruct import Rows, usable
 from crab_mini.stages.interfaces import ClipFeatures, ClipRows, SegmentStage, SpeakStage, WholeStage, Words
-from crab_mini.stages.rows import MASK_WEIGHTS, Stream
-from crab_mini.stages.text import Script, ScriptRows, TextStage, world_text
+from crab_mini.stages.rows import MASK_KINDS, Stream
+from crab_mini.stages.text import Script, ScriptRows, TextStage, narrations, task_text
 from crab_mini.tables import as_json, table
 from crab_mini.tasks import parse_tasks
 from crab_mini.tokenizer import Tokenizer
@@ -120,11 +120,14 @@ def render(folder: Path, cfg: Config, processes: Processes) -> None:
 
 
 def vocabulary(cfg: Config, out: Path, categories: list[str], processes: Processes) -> Tokenizer:
-    """The tokenizer, trained on the world's text the first time."""
+    """The tokenizer, trained on the world's text the first time: words that only tasks use stand last."""
     names = zlib.crc32(",".join(categories).encode())
     path = out / f"tokenizer_{cfg.llm.vocab}_{cfg.seed}_{names:08x}.model"
     if processes.first and not path.exists():
-        write_whole(path, Tokenizer.train(world_text(categories, cfg.seed), cfg.llm.vocab).model)
+        rows = list(narrations(categories, cfg.seed))
+        made = Tokenizer.train((row.prompt for row in rows), cfg.llm.vocab, (row.answer for row in rows),
+                               task_text(categories, cfg.seed))
+        write_whole(path, made.model)
     processes.gather(None)
     return Tokenizer.load(path)
 
@@ -198,16 +201,16 @@ def prepare(data: Path, split: str, tasks: list[str], features: Features, tokeni
 def train(crab, tokenizer: Tokenizer, cfg: Config, options, run: Run, data: Path, mini: Path,
           categories: list[str], tasks: list[str], keys: dict[str, str]) -> Features:
     """All stages in order; each is skipped when its checkpoint is there, or published weights make it needless."""
-    reasoning, share, seed = options.reasoning == "on", (run.processes.rank, run.processes.world), cfg.seed
+    share, seed = (run.processes.rank, run.processes.world), cfg.seed
     words = Script(crab, len(categories))
     features = Features(crab, run.device, run.precision, options.cache_features)
     clips = functools.cache(lambda: Clips(mini, "train"))
     clip_features = functools.cache(lambda: ClipFeatures(clips(), features))
     early = dataclasses.replace(run, out=options.stages or options.out)
-    depends = {"world": WORLD, "words": hashlib.sha256(tokenizer.model).hexdigest(), "model": cfg.model_dict(),
-               "reasoning": reasoning}
+    depends = {"world": WORLD, "words": hashlib.sha256(tokenizer.model).hexdigest(), "model": cfg.model_dict()}
     depends |= {"weights": keys} if keys else {}
     skipped = published.skipped(options)
+    published_llm = "text" in skipped
     whole = sum(getattr(cfg, name).minutes for name in STAGES if name not in skipped)
 
     def stage(name: str, make, batches, where: Run = early, rate=None) -> None:
@@ -219,19 +222,22 @@ def train(crab, tokenizer: Tokenizer, cfg: Config, options, run: Run, data: Path
         depends[name] = fit(name, module, Lazily(batches), stage_cfg, dict(depends), where, minutes, rate)
 
     stage("text", lambda: TextStage(crab, words),
-          lambda: Stream(ScriptRows(cfg, tokenizer, categories, reasoning), tokenizer, cfg.text.batch, seed, *share))
+          lambda: Stream(ScriptRows(cfg, tokenizer, categories), tokenizer, cfg.text.batch, seed, *share))
     depends["clips"] = dataclasses.asdict(cfg.world) | {"folder": str(mini)}
     stage("see", lambda: SeeStage(crab, len(categories)), lambda: Pictures(clips(), cfg.see.batch, seed, *share))
     stage("hear", lambda: HearStage(crab, len(categories)),
           lambda: Sounds(clips(), cfg.hear.batch, seed, cfg.hear.steps, cfg.audio.patch, *share))
     stage("speak", lambda: SpeakStage(crab, words), lambda: Words(clip_features(), cfg.speak.batch, seed, *share))
     stage("segment", lambda: SegmentStage(crab, words), lambda: Stream(
-        ClipRows(cfg, tokenizer, clip_features(), reasoning, MASK_WEIGHTS, scripted=True), tokenizer,
-        cfg.segment.batch, seed + 1, *share))
-    stage("align", lambda: WholeStage(crab), lambda: Stream(
-        ClipRows(cfg, tokenizer, clip_features(), reasoning), tokenizer, cfg.align.batch, seed + 2, *share))
-    depends |= {"lora": dataclasses.asdict(cfg.lora), "tasks": tasks, "data": str(data)}
+        ClipRows(cfg, tokenizer, clip_features(), MASK_KINDS, scripted=True), tokenizer, cfg.segment.batch, seed + 1,
+        *share))
+    stage("align", lambda: WholeStage(crab, added=published_llm), lambda: Stream(
+        ClipRows(cfg, tokenizer, clip_features()), tokenizer, cfg.align.batch, seed + 2, *share))
+    depends |= {"lora": dataclasses.asdict(cfg.lora), "tasks": tasks, "data": str(data),
+                "reasoning": options.reasoning == "on"}
     crab.with_lora().to(run.device)
+    if not published_llm:
+        crab.llm.renew()
 
     stage("instruct", lambda: WholeStage(crab), lambda: Stream(
         prepare(data, "train", tasks, features, tokenizer, options, run), tokenizer, cfg.instruct.batch, seed + 3,

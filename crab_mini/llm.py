@@ -217,6 +217,12 @@ class LLM(nn.Module):
         """The rows of added tokens, (rows,D) each: none before `grow`."""
         return [part.added for part in (self.embed, self.head) if isinstance(part, (GrownEmbedding, GrownHead))]
 
+    @torch.no_grad()
+    def renew(self) -> None:
+        """Sets the rows of added tokens to the mean of the others once more, before they begin to learn."""
+        for part in (self.embed, self.head):
+            part.added.copy_(_mean_rows(part.base.weight, len(part.added)))
+
     def encode(self, embeds: Tensor, mask: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
         """Token embeddings (B,L,D) -> states after the final norm (B,L,D); the state at l predicts token l + 1.
 

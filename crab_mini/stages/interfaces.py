@@ -15,10 +15,10 @@ from ..lora import lora_parameters
 from ..model import Crab, mask_losses
 from ..tokenizer import Tokenizer
 from ..world.clips import Clips
+from ..world.narration import KINDS
 from ..world.script import script
 from .encoders import Draw
-from .rows import WEIGHTS
-from .text import Script, meant, pose, seconds_of, text_of
+from .text import Script, narrated
 
 
 class ClipFeatures:
@@ -77,30 +77,29 @@ class SpeakStage(nn.Module):
 
 
 class ClipRows:
-    """draw(rng, count): rows of the clips' scenes, with features (or the script, if `scripted`) behind them."""
+    """draw(rng, count): narrations of the clips, with features (or the script, if `scripted`) behind them."""
 
-    def __init__(self, cfg, tokenizer: Tokenizer, features: ClipFeatures, reasoning: bool = True, weights=WEIGHTS,
+    def __init__(self, cfg, tokenizer: Tokenizer, features: ClipFeatures, kinds: dict[str, float] = KINDS,
                  scripted: bool = False):
         self.cfg, self.tokenizer, self.features = cfg, tokenizer, features
-        self.reasoning, self.weights, self.scripted = reasoning, weights, scripted
+        self.kinds, self.scripted = kinds, scripted
 
     def __call__(self, rng, count: int) -> list[Item]:
         items, f = [], self.features
         while len(items) < count:
             clip = int(rng.integers(len(f.clips)))
             view = f.clips.views[clip]
-            for task, row in pose(view, rng, 3, self.weights):
-                seconds = seconds_of(task, row)
-                text = text_of(self.tokenizer, self.cfg, task, row, seconds, self.reasoning)
-                named, masks, at = meant(view, row, task, f.clips.categories), None, None
+            for _ in range(3):
+                row, text, named = narrated(self.tokenizer, self.cfg, view, f.clips.categories, rng, self.kinds)
+                seconds, masks, at = list(row.seconds), None, None
                 if named is not None:
-                    t = row.get("frame_idx", row.get("idx"))
-                    at = f.visual[f.frames[clip, t]][f.mask_layers]
-                    shown = f.clips.labels[clip, t]                                         # (H,W)
+                    at = f.visual[f.frames[clip, row.at]][f.mask_layers]
+                    shown = f.clips.labels[clip, row.at]                                    # (H,W)
                     masks = torch.stack([torch.isin(shown, group.nonzero()[:, 0] + 1) for group in named])
                 visual, audio = (f.visual_script[clip, seconds], f.audio_script[clip, seconds]) if self.scripted \
                     else (f.visual[f.frames[clip, seconds], f.llm_layer], f.audio[f.sounds[clip, seconds]])
-                items.append(Item(task, f.clips.vids[clip], row, text.ids, text.trained, visual, audio, at, masks, named))
+                items.append(Item("narration", f.clips.vids[clip], {}, text.ids, text.trained, visual, audio, at, masks,
+                                  named))
         return items[:count]
 
 
@@ -124,14 +123,15 @@ class SegmentStage(nn.Module):
 class WholeStage(nn.Module):
     """Everything but the encoders from features to losses: alignment with the LLM frozen, instruction with LoRA.
 
-    Tokens that were added to a published LLM learn in both: nobody else knows what they mean.
+    added: whether the rows of added tokens learn, too. A published LLM's do in both stages, since nobody else knows
+    what they mean; ours in instruction alone, as narration never says them.
     """
 
-    def __init__(self, crab: Crab):
+    def __init__(self, crab: Crab, added: bool = True):
         super().__init__()
         self.crab = crab
         crab.only(crab.visual_qformer, crab.audio_qformer, crab.mask_prompt, crab.segmentation)
-        for parameter in (*lora_parameters(crab.llm), *crab.llm.added()):
+        for parameter in (*lora_parameters(crab.llm), *(crab.llm.added() if added else ())):
             parameter.requires_grad_(True)
 
     def losses(self, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:

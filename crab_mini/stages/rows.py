@@ -10,9 +10,7 @@ import numpy as np
 from ..batch import Batch, Item, collate
 from ..tokenizer import Tokenizer
 
-# How often each task is posed where rows are drawn freely: about as long as it takes to learn them.
-WEIGHTS = dict(ave=1.0, avvp=1.2, arig=1.5, s4=0.7, ms3=0.8, avss=0.8, ref_avs=1.2, avqa=2.5, avcap=0.5)
-MASK_WEIGHTS = dict(s4=1.0, ms3=1.0, avss=1.0, ref_avs=1.0)
+MASK_KINDS = dict(masked=1.0)       # of narration, for the mask decoders
 POOL = 8
 
 

@@ -1,8 +1,8 @@
-"""Pre-training the LLM on the world's text: scripts instead of clips, then the tasks' questions and answers.
+"""Pre-training the LLM on narrated scripts: scenes written out instead of clips, and what each sense holds of them.
 
-A script says in words what a clip's prefix will say in Q-Former tokens (world/script.py), so the model learns to look
-things up by time and place from as many scenes as it likes: none is rendered. The states that predict <mask_i> learn
-to hold who is meant. Nothing here is used after alignment except the LLM and the mask projection.
+A script says in words what a clip's prefix will say in Q-Former tokens (world/script.py), so the model learns to read
+a scene by time and place from as many as it likes: none is rendered. The states that predict <mask_i> learn to hold
+who is meant. Nothing here poses one of the nine tasks (world/narration.py): those are learned from instruct on.
 """
 
 import numpy as np
@@ -16,62 +16,53 @@ from ..model import Crab
 from ..tasks import TASKS
 from ..tokenizer import Tokenizer
 from ..world.annotate import View
-from ..world.questions import one_question
+from ..world.narration import KINDS, narrate
 from ..world.scene import sample_scene
 from ..world.script import audio_words, script, visual_words
 from ..world.write import POSE
-from .rows import WEIGHTS
 
 NOISE = 0.1                 # how much each word of a script is said louder or softer: real interfaces are never exact
+TOLD = 4000                 # narrations from which the tokenizer learns what is told before instruction tuning
 
 
-def pose(view: View, rng, tries: int, weights: dict[str, float] = WEIGHTS):
-    """Up to `tries` (task, row) of a scene, tasks drawn by weight; of the questions one kind, drawn evenly."""
-    names = list(weights)
-    share = np.array([weights[n] for n in names])
-    for name in rng.choice(names, tries, p=share / share.sum()):
-        rows = (one_question if name == "avqa" else POSE[name])(view, rng)
-        if rows:
-            yield str(name), rows[int(rng.integers(len(rows)))]
-
-
-def seconds_of(task: str, row: dict) -> list[int]:
-    """The seconds of the clip that a task's prefix holds."""
-    count = TASKS[task].frames
-    return [row["frame_idx"]] if count == 1 else list(range(count))
-
-
-def text_of(tokenizer: Tokenizer, cfg, task: str, row: dict, seconds: list[int], reasoning: bool = True):
-    """The rendered sequence of a row."""
-    return tokenizer.render(seconds, cfg.visual_qformer.queries, cfg.audio_qformer.queries,
-                            TASKS[task].prompt(row), TASKS[task].answer(row, reasoning))
-
-
-def meant(view: View, row: dict, task: str, categories) -> Tensor | None:
-    """(groups, categories) bool: whom each mask group of a row's answer means; None without masks."""
-    if not TASKS[task].masks:
-        return None
-    named = torch.zeros(len(row["targets"]) if task == "avss" else 1, len(categories), dtype=torch.bool)
-    for k, i in enumerate(row["targets"]):
-        named[k if task == "avss" else 0, categories.index(view.names[i])] = True
-    return named
-
-
-def world_text(categories, seed: int, scenes: int = 400):
-    """Prompts and answers of many scenes, one string each: what the tokenizer learns its words from."""
+def scenes(seed: int, categories):
+    """(view, rng) of ever new training scenes."""
     rng = np.random.default_rng([seed, 5])
-    for _ in range(scenes):
-        view = View(sample_scene(int(rng.integers(1 << 39)), tuple(categories)))
-        for task, row in pose(view, rng, 12):
-            yield f"{TASKS[task].prompt(row)} {TASKS[task].answer(row)}"
+    while True:
+        yield View(sample_scene(int(rng.integers(1 << 39)), tuple(categories))), rng
+
+
+def narrations(categories, seed: int, count: int = TOLD):
+    """Narrations of many scenes: of their words the tokenizer learns which are told before instruction tuning."""
+    for _, (view, rng) in zip(range(count), scenes(seed, categories)):
+        yield narrate(view, rng)
+
+
+def task_text(categories, seed: int, count: int = 1000):
+    """Prompts and answers of the nine tasks, one string each."""
+    for _, (view, rng) in zip(range(count), scenes(seed, categories)):
+        for task, pose in POSE.items():
+            yield from (f"{TASKS[task].prompt(row)} {TASKS[task].answer(row)}" for row in pose(view, rng)[:4])
+
+
+def narrated(tokenizer: Tokenizer, cfg, view: View, categories, rng, kinds: dict[str, float]):
+    """One narration -> (the row, its rendered sequence, (groups,categories) bool: whom each mask group means or None)."""
+    row = narrate(view, rng, kinds)
+    text = tokenizer.render(list(row.seconds), cfg.visual_qformer.queries, cfg.audio_qformer.queries, row.prompt,
+                            row.answer)
+    if not row.targets:
+        return row, text, None
+    named = torch.zeros(len(row.targets), len(categories), dtype=torch.bool)
+    for group, things in zip(named, row.targets):
+        group[[categories.index(view.names[i]) for i in things]] = True
+    return row, text, named
 
 
 class ScriptRows:
-    """draw(rng, count): items whose visual and audio are scripts of scenes that nobody rendered."""
+    """draw(rng, count): narrations whose visual and audio are scripts of scenes that nobody rendered."""
 
-    def __init__(self, cfg, tokenizer: Tokenizer, categories, reasoning: bool = True, weights=WEIGHTS):
-        self.cfg, self.tokenizer, self.categories = cfg, tokenizer, list(categories)
-        self.reasoning, self.weights = reasoning, weights
+    def __init__(self, cfg, tokenizer: Tokenizer, categories, kinds: dict[str, float] = KINDS):
+        self.cfg, self.tokenizer, self.categories, self.kinds = cfg, tokenizer, list(categories), kinds
 
     def __call__(self, rng, count: int) -> list[Item]:
         items = []
@@ -80,12 +71,12 @@ class ScriptRows:
             view = View(sample_scene(seed, tuple(self.categories)))
             visual, audio = (torch.from_numpy(words * (1 + NOISE * rng.standard_normal(words.shape, np.float32)))
                              for words in script(view, self.categories))
-            for task, row in pose(view, rng, 4, self.weights):
-                seconds = seconds_of(task, row)
-                text = text_of(self.tokenizer, self.cfg, task, row, seconds, self.reasoning)
-                named = meant(view, row, task, self.categories)
-                items.append(Item(task, f"scene {seed}", row, text.ids, text.trained, visual[seconds], audio[seconds],
-                                  masks=None if named is None else torch.zeros(len(named), 1, 1), named=named))
+            for _ in range(3):
+                row, text, named = narrated(self.tokenizer, self.cfg, view, self.categories, rng, self.kinds)
+                seconds = list(row.seconds)
+                items.append(Item("narration", f"scene {seed}", {}, text.ids, text.trained, visual[seconds],
+                                  audio[seconds], masks=None if named is None else torch.zeros(len(named), 1, 1),
+                                  named=named))
         return items[:count]
 
 
@@ -105,12 +96,17 @@ class Script(nn.Module):
 
 
 class TextStage(nn.Module):
-    """LLM + script: next-token loss of the answers, and who is meant at the mask states."""
+    """LLM + script: next-token loss of the narrations, and who is meant at the mask states.
+
+    The rows of added tokens stay as they are: narration never says them.
+    """
 
     def __init__(self, crab: Crab, script_words: Script):
         super().__init__()
         self.crab, self.script = crab, script_words
         crab.only(crab.llm, crab.mask_prompt)
+        for rows in crab.llm.added():
+            rows.requires_grad_(False)
 
     def losses(self, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
         """{part: (sum, count)}."""
