@@ -17,7 +17,7 @@ class ConfigError(ValueError):
 @dataclass(frozen=True)
 class LLMConfig:
     """Decoder-only transformer as LLaMA: RMSNorm, rotary positions, grouped-query attention, SwiGLU."""
-    vocab: int = 1200              # rows of the embedding and of the output head: every word and number of the world one
+    vocab: int = 1500              # rows of the embedding and of the output head: every word and number of the world one
     width: int = 192
     layers: int = 4
     heads: int = 4
@@ -209,7 +209,7 @@ def override(cfg: Config, name: str, text: str) -> Config:
 def _tiny() -> Config:
     """Half an hour on two cores."""
     return Config(
-        text=StageConfig(steps=1600, batch=32, lr=2e-3, muon_lr=0.005, minutes=7.0),
+        text=StageConfig(steps=1200, batch=32, lr=2e-3, muon_lr=0.005, minutes=5.5),
         see=StageConfig(steps=900, batch=64, minutes=2.0),
         hear=StageConfig(steps=1200, batch=64, minutes=2.4),
         speak=StageConfig(steps=450, batch=256, lr=2e-3, minutes=1.5),

@@ -146,28 +146,25 @@ def _masked(view: View, rng) -> Narration | None:
     return Narration(prompt, f"{said} {MASK}.", _shown(rng, t), t, (tuple(some),))
 
 
-def _listed(view: View, rng, at, way: int) -> str:
-    """One sense second by second: who is there (0, 1), or also who is new and who has gone (2, 3); the seconds as
-    words or in brackets."""
-    line = view.line(at) if way > 1 else " ".join(f"{t} {view.words(at(t))}" for t in range(SECONDS))
-    return re.sub(r"(\d+)", r"(\1)", line) if way % 2 else line
-
-
-_WAYS = ("second by second", "by the clock", "coming, going", "by the clock, coming, going")
+def _through(view: View, rng, at, prompts, leads) -> Narration:
+    """One sense through the clip: who is there second by second, with or without who comes and goes, or this alone;
+    the seconds as words or in brackets."""
+    way, clock = int(rng.integers(3)), rng.random() < 0.4
+    asked = ("second by second", "second by second, coming, going", "coming, going")[way]
+    said = view.line(at, every=way == 1) if way else " ".join(f"{t} {view.words(at(t))}" for t in range(SECONDS))
+    if clock:
+        asked, said = f"by the clock, {asked}", re.sub(r"(\d+)", r"(\1)", said)
+    return Narration(_pick(rng, prompts).format(asked), f"{_pick(rng, leads)}{said}.", tuple(range(SECONDS)))
 
 
 def _hearing(view: View, rng) -> Narration:
-    way = int(rng.integers(4))
-    prompt = _pick(rng, ("listen on, {}.", "write down the sounds, {}.", "keep your ears open, {}."))
-    lead = _pick(rng, ("heard: ", "the sounds are: ", "listening gives: "))
-    return Narration(prompt.format(_WAYS[way]), f"{lead}{_listed(view, rng, view.heard, way)}.", tuple(range(SECONDS)))
+    return _through(view, rng, view.heard, ("listen on, {}.", "write down the sounds, {}.", "keep your ears open, {}."),
+                    ("heard: ", "the sounds are: ", "listening gives: "))
 
 
 def _seeing(view: View, rng) -> Narration:
-    way = int(rng.integers(4))
-    prompt = _pick(rng, ("look on, {}.", "write down the pictures, {}.", "keep your eyes open, {}."))
-    lead = _pick(rng, ("seen: ", "the pictures show: ", "looking gives: "))
-    return Narration(prompt.format(_WAYS[way]), f"{lead}{_listed(view, rng, view.seen, way)}.", tuple(range(SECONDS)))
+    return _through(view, rng, view.seen, ("look on, {}.", "write down the pictures, {}.", "keep your eyes open, {}."),
+                    ("seen: ", "the pictures show: ", "looking gives: "))
 
 
 def _following(view: View, rng) -> Narration:
