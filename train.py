@@ -50,7 +50,8 @@ from crab_mini.world.scene import CATEGORIES, WORLD
 from crab_mini.world.write import write
 
 MINIATURE = Path("data/av_uie_mini")
-INTERFACE_RATE = 0.3        # of LoRA's learning rate, for the interfaces: alignment has brought them close already
+INTERFACE_RATE = 0.3        # of the learning rate, for the interfaces: alignment has brought them close already
+ADDED_RATE = 5.0            # and for the rows of added tokens: they have all to learn
 LISTED = 20                 # bad samples that are named one by one
 
 
@@ -189,6 +190,13 @@ def parameters(name: str, module, processes: Processes) -> None:
               f"{(total - trained) / 1e6:.2f} M frozen")
 
 
+def instruct_rate(name: str, ours: bool) -> float:
+    """Factor of a parameter's learning rate in the instruct stage. ours: the LLM is no published one."""
+    if name.endswith(".added"):
+        return ADDED_RATE if ours else 1.0
+    return 1.0 if "lora_" in name else INTERFACE_RATE
+
+
 def prepare(data: Path, split: str, tasks: list[str], features: Features, tokenizer: Tokenizer, options,
             run: Run) -> Rows:
     """The rows of a split; with --skip-bad the usable ones."""
@@ -199,8 +207,12 @@ def prepare(data: Path, split: str, tasks: list[str], features: Features, tokeni
 
 
 def train(crab, tokenizer: Tokenizer, cfg: Config, options, run: Run, data: Path, mini: Path,
-          categories: list[str], tasks: list[str], keys: dict[str, str]) -> Features:
-    """All stages in order; each is skipped when its checkpoint is there, or published weights make it needless."""
+          categories: list[str], tasks: list[str], keys: dict[str, str], before) -> Features:
+    """All stages in order; each is skipped when its checkpoint is there, or published weights make it needless.
+
+    No stage before instruct poses a task: `reasoning` is not among what they depend on. before: is called with the
+    features when those are over.
+    """
     share, seed = (run.processes.rank, run.processes.world), cfg.seed
     words = Script(crab, len(categories))
     features = Features(crab, run.device, run.precision, options.cache_features)
@@ -238,10 +250,11 @@ def train(crab, tokenizer: Tokenizer, cfg: Config, options, run: Run, data: Path
     crab.with_lora().to(run.device)
     if not published_llm:
         crab.llm.renew()
+    before(features)
 
     stage("instruct", lambda: WholeStage(crab), lambda: Stream(
         prepare(data, "train", tasks, features, tokenizer, options, run), tokenizer, cfg.instruct.batch, seed + 3,
-        *share), where=run, rate=lambda name: 1.0 if "lora_" in name else INTERFACE_RATE)
+        *share), where=run, rate=lambda name: instruct_rate(name, not published_llm))
     return features
 
 
@@ -286,7 +299,16 @@ def main(argv: list[str] | None = None) -> int:
         if processes.first:
             plan(crab, cfg, options, run, data, mini, tasks)
         glance(data, tasks, tokenizer, options, run)
-        features = train(crab, tokenizer, cfg, options, run, data, mini, categories, tasks, keys)
+
+        def zero(features: Features) -> None:
+            """The zero row: all scores before instruction tuning."""
+            if options.before and processes.first and not (options.out / "before.json").exists():
+                results = evaluate(crab, tokenizer, features, data, tasks, options, run)
+                write_whole(options.out / "before.json", as_json(results, seed=cfg.seed).encode())
+                print(f"before the instruct stage:\n{table(results)}", flush=True)
+            processes.gather(None)
+
+        features = train(crab, tokenizer, cfg, options, run, data, mini, categories, tasks, keys, zero)
         if processes.first:
             minutes = (time.monotonic() - began) / 60
             bundle.save(options.out / "crab.pt", crab, tokenizer, minutes=minutes, tasks=tasks, data=str(data),

@@ -99,7 +99,8 @@ class LoRAConfig:
 
 @dataclass(frozen=True)
 class StageConfig:
-    """One stage of training. Muon moves the hidden matrices, AdamW everything else (see optimiser.py)."""
+    """One stage of training. Muon moves the hidden matrices, or LoRA's factors where there are some, AdamW everything
+    else (see optimiser.py)."""
     steps: int = 1000
     batch: int = 64                # rows of one optimiser step, over all processes
     lr: float = 1e-3               # AdamW
@@ -136,7 +137,7 @@ class Config:
     speak: StageConfig = StageConfig(steps=1000)      # align: the Q-Formers learn the script's words
     segment: StageConfig = StageConfig(steps=1000)    # align: masks of named objects
     align: StageConfig = StageConfig(steps=500)
-    instruct: StageConfig = StageConfig(steps=800, lr=1e-3, muon_lr=0.0)
+    instruct: StageConfig = StageConfig(steps=800, lr=1e-3, warmup=10)
     seed: int = 0
 
     def model_dict(self) -> dict:
@@ -215,7 +216,7 @@ def _tiny() -> Config:
         speak=StageConfig(steps=450, batch=256, lr=2e-3, minutes=1.5),
         segment=StageConfig(steps=450, batch=48, minutes=1.8),
         align=StageConfig(steps=150, batch=64, muon_lr=0.0, minutes=1.5),
-        instruct=StageConfig(steps=420, batch=64, lr=2e-3, muon_lr=0.0, minutes=7.5))
+        instruct=StageConfig(steps=500, batch=64, lr=2e-3, muon_lr=0.02, warmup=10, minutes=8.0))
 
 
 def _nano() -> Config:

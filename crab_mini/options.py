@@ -71,6 +71,7 @@ def parser(description: str) -> Parser:
     made.add_argument("--stages", type=Path, help="folder with the earlier stages of another run to share")
     made.add_argument("--resume", action="store_true", help="go on with the stage that was stopped")
     made.add_argument("--reasoning", choices=("on", "off"), default="on", help="off: learn the bare answers")
+    made.add_argument("--before", action="store_true", help="also score the model before the instruct stage")
     made.add_argument("--max-minutes", type=float, help="wall-clock budget of all stages together")
     made.add_argument("--max-steps", type=int, help="steps of each stage at most")
     made.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from crab_mini.checkpoint import CheckpointError, load
-from crab_mini.config import StageConfig
+from crab_mini.config import LoRAConfig, StageConfig
+from crab_mini.lora import attach
 from crab_mini.optimiser import COOLDOWN, Optimiser, hidden_matrices, parameter_groups, schedule
 from crab_mini.progress import Curve, Meter, read_curve
 from crab_mini.training import Interrupted, NonFiniteLoss, Run, _move, fit, seed_all
@@ -254,13 +255,29 @@ def test_who_moves_what():
     module = Toy()
     assert hidden_matrices(module) == {"hidden.weight", "frozen.weight"}
     groups = parameter_groups(module, CFG, rate=lambda name: 0.1 if name.startswith("embed") else 1.0)
-    found = {name: (g["muon"], g["lr"], g["weight_decay"]) for g in groups for name in g["names"]}
-    assert found == {"embed.weight": (False, 1e-3, 0.01), "hidden.weight": (True, 0.02, 0.01),
-                     "hidden.bias": (False, 0.01, 0.0), "head.weight": (False, 0.01, 0.01),
-                     "head.bias": (False, 0.01, 0.0)}
-    assert not any(g["muon"] for g in parameter_groups(module, replace(CFG, muon_lr=0.0)))
+    found = {name: (g["kind"], g["lr"], g["weight_decay"]) for g in groups for name in g["names"]}
+    assert found == {"embed.weight": ("adamw", 1e-3, 0.01), "hidden.weight": ("muon", 0.02, 0.01),
+                     "hidden.bias": ("adamw", 0.01, 0.0), "head.weight": ("adamw", 0.01, 0.01),
+                     "head.bias": ("adamw", 0.01, 0.0)}
+    assert all(g["kind"] == "adamw" for g in parameter_groups(module, replace(CFG, muon_lr=0.0)))
     with pytest.raises(ValueError, match="no parameter is trainable"):
         parameter_groups(module.requires_grad_(False), CFG)
+
+
+def test_where_there_is_lora_muon_moves_its_factors_and_nothing_else():
+    module = nn.ModuleDict({"interface": nn.Linear(64, 64), "llm": nn.Sequential(nn.Linear(64, 48))})
+    attach(module["llm"], LoRAConfig(rank=4, heads=3))
+    optimiser = Optimiser(groups := parameter_groups(module, replace(CFG, weight_decay=0.0)))
+    kinds = {name: g["kind"] for g in groups for name in g["names"]}
+    assert kinds == {"interface.weight": "adamw", "interface.bias": "adamw", "llm.0.lora_route": "adamw",
+                     "llm.0.lora_A": "factors", "llm.0.lora_B": "factors"}
+    layer, before = module["llm"][0], {name: p.clone() for name, p in module.named_parameters()}
+    for p in optimiser.parameters:
+        p.grad = torch.randn_like(p)
+    optimiser.step(0.5)
+    for name, p in (("llm.0.lora_A", layer.lora_A), ("llm.0.lora_B", layer.lora_B)):     # each head by itself
+        spectrum = torch.linalg.svdvals((before[name] - p).detach()) / (0.5 * CFG.muon_lr)
+        assert 0.5 < spectrum.min() and spectrum.max() < 1.5, spectrum
 
 
 def test_the_optimiser_moves_each_group_at_its_rate():
