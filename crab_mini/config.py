@@ -216,7 +216,7 @@ def _tiny() -> Config:
         speak=StageConfig(steps=450, batch=256, lr=2e-3, minutes=1.5),
         segment=StageConfig(steps=450, batch=48, minutes=1.8),
         align=StageConfig(steps=150, batch=64, muon_lr=0.0, minutes=1.5),
-        instruct=StageConfig(steps=500, batch=64, lr=2e-3, muon_lr=0.02, warmup=10, minutes=8.0))
+        instruct=StageConfig(steps=450, batch=64, lr=2e-3, muon_lr=0.02, warmup=10, minutes=8.0))
 
 
 def _nano() -> Config:

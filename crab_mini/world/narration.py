@@ -147,12 +147,11 @@ def _masked(view: View, rng) -> Narration | None:
 
 
 def _through(view: View, rng, at, prompts, leads) -> Narration:
-    """One sense through the clip: who is there second by second, with or without who comes and goes, or this alone;
-    the seconds as words or in brackets."""
-    way, clock = int(rng.integers(3)), rng.random() < 0.4
-    asked = ("second by second", "second by second, coming, going", "coming, going")[way]
-    said = view.line(at, every=way == 1) if way else " ".join(f"{t} {view.words(at(t))}" for t in range(SECONDS))
-    if clock:
+    """One sense second by second: who is there, or also who comes and goes; the seconds as words or in brackets."""
+    asked, said = "second by second", " ".join(f"{t} {view.words(at(t))}" for t in range(SECONDS))
+    if rng.random() < 0.6:
+        asked, said = "second by second, coming, going", view.line(at)
+    if rng.random() < 0.4:
         asked, said = f"by the clock, {asked}", re.sub(r"(\d+)", r"(\1)", said)
     return Narration(_pick(rng, prompts).format(asked), f"{_pick(rng, leads)}{said}.", tuple(range(SECONDS)))
 
