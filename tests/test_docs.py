@@ -31,7 +31,7 @@ PROJECT = tomllib.loads((HOME / "pyproject.toml").read_text())
 SOURCE = "\n".join(path.read_text() for folder in ("crab_mini", "tests") for path in (HOME / folder).rglob("*.py")
                    if path != Path(__file__)) + (HOME / "pyproject.toml").read_text()
 OUTSIDE = ("/usr/share/tuxpaint/stamps", "tuxpaint-stamps-default")         # what Debian calls them
-PROGRAMS = ("python", "pip", "pytest", "torchrun", "bash", "ruff")
+PROGRAMS = ("python", "pip", "pytest", "torchrun", "bash", "ruff", "jupyter")
 MADE = ("runs/", "data/")                                                   # what the commands leave behind
 
 
@@ -131,6 +131,8 @@ def test_a_command_is_accepted(words):
             assert word != "-m" or set(re.findall(r"\w+", value)) - {"and", "or", "not"} <= markers
     elif program == "ruff":
         assert rest == ("check", ".") and "ruff" in PROJECT["tool"]
+    elif program == "jupyter":
+        assert rest[0] == "lab" and (HOME / rest[1]).is_dir()
     else:
         assert program == "bash" and (HOME / rest[0]).is_file()
 
