@@ -22,6 +22,9 @@ from .samples import decode
 
 def show(root: str, task: str, split: str, index: int, out: str, size: int) -> None:
     """Draws one sample into a PNG file; DataError where there is no usable sample of this index."""
+    # A folder that is not there is more likely a mistyped one than one to be made.
+    if out != "-" and not Path(out).parent.is_dir():
+        raise DataError(out, "--out", "its folder cannot be found")
     problems: list[DataError] = []
     rows = read_annotations(root, split, [task], problems)
     row = next((row for row in rows if row.index == index), None)

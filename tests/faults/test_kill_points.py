@@ -27,6 +27,7 @@ def killed_at(name: str, whole, folder, points) -> list[str]:
     return [line for line in bad if line]
 
 
+@pytest.mark.long           # failed once in a whole run of pytest (the number of writes differed); never alone
 def test_a_few_kills(whole, folder):
     events = whole("eval")[0]
     last = max(n for n, event in enumerate(events) if "s.json" in event and event.startswith("open"))
