@@ -20,12 +20,12 @@ from pathlib import Path
 import torch
 
 from crab_mini import bundle
+from crab_mini.api import Predictor
 from crab_mini.av_uie.rows import event_names, read_annotations, tasks_in
 from crab_mini.av_uie.samples import decode
 from crab_mini.config import ConfigError
 from crab_mini.errors import CheckpointError, DataError, run_program
-from crab_mini.evaluation.generate import LIMIT, SHUFFLES, answer, partners
-from crab_mini.evaluation.own_files import Request, encoded, sample_of
+from crab_mini.evaluation.generate import SHUFFLES, answer, partners
 from crab_mini.evaluation.pictures import masks_of, picture_of, save
 from crab_mini.evaluation.score import score
 from crab_mini.evaluation.tables import as_json, comparison, lines, table
@@ -39,7 +39,6 @@ from crab_mini.tasks.score import Answer
 # Options for files of one's own, and options for a data set.
 OWN = ("audio", "frames", "question", "expression", "second")
 SET = ("data", "shuffle", "json", "predictions", "show", "limit", "skip_bad")
-LONGEST = 2 * LIMIT         # tokens of an answer about files of one's own
 
 
 def parser() -> Parser:
@@ -82,6 +81,8 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
         close = difflib.get_close_matches(rest[0].split("=")[0], names, n=2, cutoff=0.5)
         advice = f"nearest: {', '.join(close)}" if close else "eval.py --help lists them"
         raise ConfigError(f"{rest[0]}: no such option; {advice}")
+
+    # Files of one's own, or a data set: options of the other kind mean nothing.
     options.own = options.frames is not None or options.audio is not None
     for name in SET if options.own else OWN:
         value = getattr(options, name)
@@ -94,11 +95,15 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
         value = getattr(options, name)
         if value is not None and value < least:
             raise ConfigError(f"--{name}: expected at least {least}, found {value}")
+
+    # What is to be exchanged.
     words = [] if options.shuffle is None else options.shuffle.split(",")
     options.shuffle = [word.strip() for word in words]
     for word in options.shuffle:
         if word not in SHUFFLES:
             raise ConfigError(f"--shuffle: expected some of {', '.join(SHUFFLES)}, found '{word}'")
+
+    # The task; a plugin adds its own to those that can be named.
     load_plugin(options.plugin)
     aliases = {task.alias: name for name, task in TASKS.items() if task.alias}
     if options.own:
@@ -108,6 +113,8 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
                           f"of a data set it is {aliases[options.task]}")
     if options.out and not (options.own or options.show):
         raise ConfigError("--out: is for the pictures of --show or --frames")
+
+    # What was left out.
     options.given, options.pictured = options.task, options.out is not None
     options.task = "all" if options.task is None else options.task
     options.out = options.out or options.ckpt.parent / "shown"
@@ -141,7 +148,8 @@ def place(options: argparse.Namespace, facts: dict) -> tuple[Path, list[str]]:
     """The data folder and the tasks to evaluate; those that the folder lacks are named."""
     data = options.data or Path(facts["data"])
     if options.data is None and not data.is_dir():
-        raise ConfigError(f"--data: the folder that {options.ckpt} was trained on, {data}, is not here: name one")
+        raise ConfigError(f"--data: the folder that {options.ckpt} was trained on, {data}, is not "
+                          "here: name one")
     wanted = options.tasks if options.given else facts["tasks"]
     there, lacking = tasks_in(data, "test", wanted)
     if lacking:
@@ -172,6 +180,8 @@ def draw(task: str, answers: list[Answer], data: Path, options, size: int) -> No
 def evaluate(crab, tokenizer, features: Features, facts: dict, options) -> None:
     """Scores, shuffled scores, predictions and pictures of a data set's test split."""
     began = time.monotonic()
+
+    # Whether results can be written, and partners found, is known before minutes go by.
     for path in (options.predictions, options.json and Path(options.json),
                  options.show and options.out / "ave_0.png"):
         if path:
@@ -180,7 +190,9 @@ def evaluate(crab, tokenizer, features: Features, facts: dict, options) -> None:
     split, names = prepare(data, tasks, features, tokenizer, options), event_names(data)
     tasks = [task for task in tasks if split.by_task[task]]
     for task in tasks if options.shuffle else []:
-        partners(split.of(task))    # whether there are any, before minutes go by
+        partners(split.of(task))
+
+    # Every task is answered as it is, then with each of the exchanges.
     found, predictions = {how: {} for how in (None, *options.shuffle)}, []
     for task in tasks:
         for how in found:
@@ -190,38 +202,44 @@ def evaluate(crab, tokenizer, features: Features, facts: dict, options) -> None:
             if options.show and how is None:
                 draw(task, answers, data, options, crab.cfg.vision.image)
     results = found.pop(None)
+
+    # The files first, then the table.
     if options.predictions:
         write_result(options.predictions, "".join(f"{line}\n" for line in predictions).encode())
-    content = as_json(results, found, checkpoint=str(options.ckpt), data=str(data), split="test", limit=options.limit,
-                      device=features.device.type, precision=features.precision,
-                      minutes=round((time.monotonic() - began) / 60, 2)) + "\n"
     if options.json is not None:
-        write_result(Path(options.json), content.encode())
+        minutes = round((time.monotonic() - began) / 60, 2)
+        content = as_json(results, found, checkpoint=str(options.ckpt), data=str(data),
+                          split="test", limit=options.limit, device=features.device.type,
+                          precision=features.precision, minutes=minutes)
+        write_result(Path(options.json), f"{content}\n".encode())
     if options.json != STDOUT:
         print(comparison(results, found) if found else table(results))
-    for what, where in (("pictures", options.show and options.out), ("predictions", options.predictions)):
+    for what, where in (("pictures", options.show and options.out),
+                        ("predictions", options.predictions)):
         if where:
             print(f"{what}: {where}", file=sys.stderr)
 
 
 def ask(crab, tokenizer, features: Features, facts: dict, options) -> None:
     """The answer about the user's own files; masks, and with --out a picture of all, as PNG."""
-    task, second = options.tasks[0], options.second
-    request = Request(task, options.frames, options.audio, second, options.question or "",
-                      options.expression or "")
-    sample, size = sample_of(request, crab.cfg.vision.image, tuple(facts["classes"]))
-    samples = encoded(sample, features, tokenizer)
-    given, = answer(crab, tokenizer, samples, task, features.device, features.precision,
-                    limit=LONGEST)
-    prompt = TASKS[task].prompt(sample.fields)
-    print(f"seconds: {' '.join(map(str, sample.seconds))}\nprompt: {prompt}\nanswer: {given.text}")
-    if given.parsed is None:
+    task = options.tasks[0]
+    reply = Predictor(tokenizer, facts, features).ask(
+        options.frames, options.audio, options.question or "", task=task, second=options.second,
+        expression=options.expression or "")
+
+    # The answer in words.
+    seconds = " ".join(map(str, reply.sample.seconds))
+    prompt = TASKS[task].prompt(reply.sample.fields)
+    print(f"seconds: {seconds}\nprompt: {prompt}\nanswer: {reply.text}")
+    if reply.parsed is None:
         print(f"This is no readable answer of {task}.")
-    for name, mask in masks_of(given, size).items():
+
+    # Its masks, as large as the frame, and the picture.
+    for name, mask in masks_of(reply.answer, reply.frame_size).items():
         share = mask.histogram()[255] / (mask.width * mask.height)
         print(f"mask: {save(mask, options.out / name)} ({share:.1%} of the frame)")
     if options.pictured:
-        print(f"picture: {save(picture_of(sample, given), options.out / f'{task}.png')}")
+        print(f"picture: {save(reply.picture(), options.out / f'{task}.png')}")
 
 
 def main(argv: list[str] | None = None) -> int:

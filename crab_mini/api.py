@@ -27,7 +27,6 @@ from .evaluation.own_files import Request, encoded, sample_of
 from .evaluation.pictures import picture_of
 from .features.encoders import Features
 from .features.rows import Samples
-from .model.crab import Crab
 from .tasks.base import TASKS, parse_tasks
 from .tasks.drawing import Box, Drawing, Event
 from .tasks.score import Answer
@@ -42,6 +41,7 @@ class Reply:
     """What a model answered to one question about one clip."""
     sample: Sample              # the decoded clip and the question
     answer: Answer              # the text, what it means, and mask logits
+    frame_size: tuple[int, int] | None = None   # (width, height) of the frame in question, if known
 
     @property
     def text(self) -> str:
@@ -92,11 +92,10 @@ class Reply:
 class Predictor:
     """A trained model that answers questions about clips, one at a time."""
 
-    def __init__(self, model: Crab, tokenizer: Tokenizer, facts: dict, device: torch.device,
-                 precision: str):
-        """facts: what train.py kept with the model (tasks, classes, ...)."""
-        self.model, self.tokenizer, self.facts = model.to(device).eval(), tokenizer, facts
-        self.features = Features(self.model, device, precision)
+    def __init__(self, tokenizer: Tokenizer, facts: dict, features: Features):
+        """facts: what train.py kept with the model (tasks, classes, ...). features: of the model."""
+        self.model, self.tokenizer, self.facts = features.crab.eval(), tokenizer, facts
+        self.features = features
 
     def ask(self, frames: str | Path | Tensor, audio: str | Path | Tensor | None = None,
             question: str = "", *, task: str = "", second: int | None = None,
@@ -148,11 +147,11 @@ class Predictor:
     def reply(self, request: Request) -> tuple[Reply, Samples]:
         """The answer to a request, and its sample with features in place of its media."""
         classes = tuple(self.facts.get("classes", ()))
-        sample, _ = sample_of(request, self.model.cfg.vision.image, classes)
+        sample, frame_size = sample_of(request, self.model.cfg.vision.image, classes)
         samples = encoded(sample, self.features, self.tokenizer)
         found, = answer(self.model, self.tokenizer, samples, sample.task, self.features.device,
                         self.features.precision, limit=2 * LIMIT)
-        return Reply(sample, found), samples
+        return Reply(sample, found, frame_size), samples
 
     def answered(self, request: Request) -> tuple[Batch, list[str]]:
         """A question with the model's own answer behind it: a batch of one, its L tokens' texts."""
@@ -182,4 +181,5 @@ def load(path: str | Path, device: str = "cpu", precision: str = "fp32",
     is wrong with a file.
     """
     model, tokenizer, facts = bundle.load(Path(path), kernel)
-    return Predictor(model, tokenizer, facts, torch.device(device), precision)
+    features = Features(model.to(device), torch.device(device), precision)
+    return Predictor(tokenizer, facts, features)

@@ -85,36 +85,19 @@ def examine(answer: Callable, name: str | None = None, seed: int = 0) -> Report:
         except NotImplementedError:
             return Report(exercise.name, "not done yet")
         except Changed as error:
-            return Report(
-                exercise.name,
-                "broken",
-                UNCHANGED,
-                "work on a copy, or make a new tensor",
-                trial.shown,
-                error.expected,
-                error.found,
-            )
+            broken = (UNCHANGED, "work on a copy, or make a new tensor")
+            expected, found = error.expected, error.found
         except Broken as error:
-            return Report(
-                exercise.name,
-                "broken",
-                rule.name,
-                rule.hint,
-                trial.shown,
-                error.expected,
-                error.found,
-            )
+            broken = (rule.name, rule.hint)
+            expected, found = error.expected, error.found
         except (Exception, SystemExit) as error:
             first = (str(error).splitlines() or [""])[0][:200]
-            return Report(
-                exercise.name,
-                "broken",
-                rule.name,
-                rule.hint,
-                trial.shown,
-                found=f"it raised {type(error).__name__}: {first}",
-            )
-        called_package |= trial.called_package
+            broken = (rule.name, rule.hint)
+            expected, found = "", f"it raised {type(error).__name__}: {first}"
+        else:
+            called_package |= trial.called_package
+            continue
+        return Report(exercise.name, "broken", *broken, trial.shown, expected, found)
     return Report(exercise.name, "package" if called_package else "passed")
 
 

@@ -28,6 +28,7 @@ from .synthesis import (
 
 
 def play_bell(ring: Ring, dial: Dials) -> None:
+    """A church bell, struck two to three times a second and ringing for 1.6 s."""
     pitch, rate, fading = dial(620, 980), dial(2.1, 3.1), dial(2.2, 3.6)
     t = sample_times(1.6)
     # The partials of a church bell: no multiples of the pitch, and higher ones fade sooner.
@@ -44,6 +45,7 @@ def play_bell(ring: Ring, dial: Dials) -> None:
 
 
 def play_bird(ring: Ring, dial: Dials) -> None:
+    """Chirps of a tenth of a second that glide between 2.5 and 5.6 kHz."""
     low, width = dial(2500, 3400), dial(1300, 2200)
     rate, length = dial(5., 8.), dial(.06, .1)
     rising = dial(0, 1) > .5
@@ -59,6 +61,7 @@ def play_bird(ring: Ring, dial: Dials) -> None:
 
 
 def play_clock(ring: Ring, dial: Dials) -> None:
+    """Ticks and lower tocks in turn, four to six in all a second."""
     pitch, drop = dial(1700, 2500), dial(.72, .85)
     rate, fading = dial(4., 6.), dial(70, 110)
     t = sample_times(.09)
@@ -72,6 +75,7 @@ def play_clock(ring: Ring, dial: Dials) -> None:
 
 
 def play_dog(ring: Ring, dial: Dials) -> None:
+    """Barks: a rough tone of 260 to 420 Hz that rises and falls, three times a second."""
     pitch, rate = dial(260, 420), dial(2.6, 3.6)
     length, formant = dial(.13, .19), dial(750, 1150)
     # A formant: the harmonics near this frequency are the strongest.
@@ -86,6 +90,7 @@ def play_dog(ring: Ring, dial: Dials) -> None:
 
 
 def play_drum(ring: Ring, dial: Dials) -> None:
+    """Strokes of a low tone whose pitch falls, and a burst of noise with each."""
     low, rate, snap = dial(60, 105), dial(3.6, 5.4), dial(.25, .5)
     t = sample_times(.22)
     # A low tone whose pitch falls, and for each stroke a burst of noise.
@@ -99,6 +104,7 @@ def play_drum(ring: Ring, dial: Dials) -> None:
 
 
 def play_emergency_car(ring: Ring, dial: Dials) -> None:
+    """A siren that wails between two pitches about an octave apart, without a pause."""
     low, high, wails = dial(520, 700), dial(1150, 1500), round(dial(9, 20))
     t = sample_times(LOOP)
     # The pitch moves up and down, evenly in octaves, a whole number of times around the loop.
@@ -110,6 +116,7 @@ def play_emergency_car(ring: Ring, dial: Dials) -> None:
 
 
 def play_flute(ring: Ring, dial: Dials) -> None:
+    """Notes of a scale with breath noise, about two a second."""
     pitch, rate = dial(480, 680), dial(1.9, 2.8)
     breath, second = dial(.1, .2), dial(.08, .2)
     length = 1.04 / rate  # each note reaches a little into the next
@@ -124,6 +131,7 @@ def play_flute(ring: Ring, dial: Dials) -> None:
 
 
 def play_guitar(ring: Ring, dial: Dials) -> None:
+    """Plucked notes of a chord, four to six a second."""
     pitch, rate, damping = dial(110, 175), dial(3.6, 5.6), dial(.985, .995)
     for time in event_times(rate, dial.rng, .04):
         # Notes of a major chord, in semitones above the pitch.
@@ -132,6 +140,7 @@ def play_guitar(ring: Ring, dial: Dials) -> None:
 
 
 def play_tractor(ring: Ring, dial: Dials) -> None:
+    """The strokes of a four-cylinder engine, 17 to 27 a second."""
     rate, body, rattle = dial(17, 27), dial(85, 140), dial(.15, .4)
     t = sample_times(.12)
     # Each stroke of the engine: a low thud and a puff of noise. Four cylinders, not equally strong.
@@ -143,6 +152,7 @@ def play_tractor(ring: Ring, dial: Dials) -> None:
 
 
 def play_violin(ring: Ring, dial: Dials) -> None:
+    """Bowed notes of a pentatonic scale with vibrato, about two a second."""
     pitch, rate = dial(290, 430), dial(1.5, 2.3)
     vibrato, brightness = dial(5., 6.6), dial(.55, .85)
     length = 1.1 / rate

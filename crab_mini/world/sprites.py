@@ -77,6 +77,7 @@ def mirrored(half: list[Point]) -> list[Point]:
 
 
 def draw_bell(pen: Pen, dial: Dials) -> None:
+    """A bell with its ring, clapper, rim and a band."""
     hue, value = dial(.09, .17), dial(.75, .98)
     shoulder, flare = dial(.15, .22), dial(.36, .42)
     body, dark = hsv(hue, .75, value), hsv(hue, .8, value * .55)
@@ -92,6 +93,7 @@ def draw_bell(pen: Pen, dial: Dials) -> None:
 
 
 def draw_bird(pen: Pen, dial: Dials) -> None:
+    """A bird from the side, its beak to the right."""
     hue, belly, thickness = dial(.5, .68), dial(.05, .17), dial(.2, .27)
     body, wing = hsv(hue, .7, dial(.75, .95)), hsv(hue, .85, dial(.4, .6))
     # Tail, body, belly and head.
@@ -106,6 +108,7 @@ def draw_bird(pen: Pen, dial: Dials) -> None:
 
 
 def draw_clock(pen: Pen, dial: Dials) -> None:
+    """An alarm clock with two bells, two feet and two hands."""
     hue, value = dial(0., 1.), dial(.5, .85)
     rim, face = hsv(hue, .55, value), hsv(.13, dial(.02, .15), .97)
     width = dial(.07, .12)
@@ -125,6 +128,7 @@ def draw_clock(pen: Pen, dial: Dials) -> None:
 
 
 def draw_dog(pen: Pen, dial: Dials) -> None:
+    """A dog from the side, its nose to the right."""
     hue, value = dial(.03, .1), dial(.4, .85)
     coat, patch = hsv(hue, dial(.35, .7), value), hsv(hue, .6, value * .55)
     nose: Colour = (15, 12, 12, 255)
@@ -145,6 +149,7 @@ def draw_dog(pen: Pen, dial: Dials) -> None:
 
 
 def draw_drum(pen: Pen, dial: Dials) -> None:
+    """A drum with two rims, a skin and a cord in zigzag."""
     hue, side = dial(-.08, .04), dial(.36, .44)
     shell, rim = hsv(hue, .85, dial(.6, .9)), hsv(dial(.1, .16), .6, .9)
     top, bottom = dial(.26, .32), dial(.72, .8)
@@ -164,6 +169,7 @@ def draw_drum(pen: Pen, dial: Dials) -> None:
 
 
 def draw_emergency_car(pen: Pen, dial: Dials) -> None:
+    """An ambulance with two lamps, a stripe and a cross."""
     roof, front = dial(.24, .3), dial(.72, .82)
     body, stripe = hsv(.0, dial(0, .06), dial(.88, .98)), hsv(dial(-.03, .03), .85, .85)
     glass, lamp = hsv(.55, .5, .45), dial(.58, .66)
@@ -183,6 +189,7 @@ def draw_emergency_car(pen: Pen, dial: Dials) -> None:
 
 
 def draw_flute(pen: Pen, dial: Dials) -> None:
+    """A pan flute: five tubes held together by a band."""
     hue, value = dial(.2, .36), dial(.55, .8)
     tubes, shortest = 5, dial(.42, .55)
     # Tubes from the longest to the shortest, light and dark in turn, each with its opening.
@@ -197,6 +204,7 @@ def draw_flute(pen: Pen, dial: Dials) -> None:
 
 
 def draw_guitar(pen: Pen, dial: Dials) -> None:
+    """A guitar, its neck to the upper right."""
     hue, value, waist = dial(.07, .12), dial(.8, 1.), dial(.19, .24)
     wood, dark = hsv(hue, dial(.6, .85), value), hsv(hue, .7, .28)
     # Neck and head.
@@ -212,6 +220,7 @@ def draw_guitar(pen: Pen, dial: Dials) -> None:
 
 
 def draw_tractor(pen: Pen, dial: Dials) -> None:
+    """A tractor with a cab and a large rear wheel."""
     hue = dial(.28, .42)
     metal, rubber = hsv(hue, .8, dial(.5, .8)), (30, 28, 30, 255)
     hub, rear = hsv(dial(.1, .17), .85, .95), dial(.27, .31)
@@ -231,6 +240,7 @@ def draw_tractor(pen: Pen, dial: Dials) -> None:
 
 
 def draw_violin(pen: Pen, dial: Dials) -> None:
+    """A violin that stands upright, with its bridge and two f-holes."""
     hue, value = dial(-.02, .05), dial(.4, .62)
     wood, black = hsv(hue, .85, value), (20, 16, 16, 255)
     upper, lower, waist = dial(.2, .24), dial(.27, .31), dial(.14, .18)
